@@ -1,0 +1,8 @@
+"""Estimators: from an objective and data to a curvature."""
+
+from weingarten.estimators.diagonal import Diagonal
+from weingarten.estimators.ekfac import EKFAC
+from weingarten.estimators.estimator import Estimator, estimate
+from weingarten.estimators.kfac import KFAC
+
+__all__ = ["EKFAC", "KFAC", "Diagonal", "Estimator", "estimate"]

@@ -1,0 +1,140 @@
+"""Find the layers of a model, and see their inputs and output gradients without touching the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weingarten.layers.rule import LayerRule
+from weingarten.objective import Batch, Objective, curvature_pass
+from weingarten.operators import Layout
+from weingarten.tree import Space, Tree, TreeLike
+
+__all__ = ["Block", "Capture", "capture", "find_blocks"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer with its rule and the layout of its trainable parameters."""
+
+    name: str
+    module: nn.Module
+    rule: LayerRule
+    layout: Layout
+
+    def leaves(self, params: TreeLike) -> Tree:
+        """The block's parameters by their local names."""
+        return {name.rpartition(".")[2]: params[name] for name in self.layout.space.shapes}
+
+
+def find_blocks(model: nn.Module, params: TreeLike, rules: Sequence[LayerRule]) -> tuple[list[Block], dict[str, str]]:
+    """Blocks for the layers that a rule speaks for, and the parameters left over, each with the reason.
+
+    Raises:
+        ValueError: if a parameter of ``params`` does not exist in the model, or is shared by two layers (tied weights).
+    """
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    names = {alias: group for group in owners.values() for alias in group}
+    for name in params:
+        if name not in names:
+            raise ValueError(f"KFAC: parameter {name!r} does not exist in the model, expected one of its named_parameters()")
+        if len(names[name]) > 1:
+            raise ValueError(
+                f"KFAC: parameter {name!r} is tied, it appears as {names[name]}; a Kronecker factorisation of one use would be wrong. "
+                "Untie or freeze it, or use wg.GGN or wg.Diagonal, which treat tied weights exactly"
+            )
+    table = {kind: rule for rule in reversed(rules) for kind in rule.types}
+    blocks, leftover = [], {}
+    for module_name, module in model.named_modules():
+        prefix = f"{module_name}." if module_name else ""
+        local = {prefix + name: params[prefix + name] for name, _ in module.named_parameters(recurse=False) if prefix + name in params}
+        if not local:
+            continue
+        rule = table.get(type(module))
+        reason = f"no rule for a layer of type {type(module).__name__}" if rule is None else rule.refuse(module)
+        if rule is None or reason is not None:
+            leftover |= dict.fromkeys(local, str(reason))
+        else:
+            blocks.append(Block(module_name, module, rule, rule.layout(module, Space.of(local))))
+    return blocks, leftover
+
+
+@dataclass
+class Capture:
+    """One forward pass: the model's output, and each block's input and output."""
+
+    output: Tensor
+    seen: dict[str, tuple[Tensor, Tensor]]
+
+    def gradients(self, columns: Tensor, last: bool) -> dict[str, Tensor]:
+        """Gradients of each block's output for output gradients ``(K, *output.shape)``, as ``(K, *block_output.shape)``.
+
+        Args:
+            columns: the output gradients; several go through one batched backward pass.
+            last: whether the graph may be freed.
+
+        Raises:
+            ValueError: if a block's output does not reach the model's output.
+        """
+        targets = [z for _, z in self.seen.values()]
+        batched = len(columns) > 1
+        found = torch.autograd.grad(
+            self.output, targets, columns if batched else columns[0], retain_graph=not last, allow_unused=True, is_grads_batched=batched
+        )
+        for name, g in zip(self.seen, found, strict=True):
+            if g is None:
+                raise ValueError(f"KFAC: the output of layer {name!r} does not reach the model's output; freeze its parameters")
+        return {name: g if batched else g.unsqueeze(0) for name, g in zip(self.seen, found, strict=True)}
+
+
+@contextmanager
+def capture(objective: Objective, params: TreeLike, batch: Batch, blocks: Sequence[Block]) -> Iterator[Capture]:
+    """Run the model once with hooks on the blocks; hooks, modes and the model's parameters are as before on every exit.
+
+    Parameters take no part in the graph, so that backward passes compute no weight gradients.
+
+    Raises:
+        ValueError: if a layer is called twice or never, or does not have the data dimension first.
+    """
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    data = len(batch.targets)
+    with ExitStack() as stack:
+        stack.enter_context(curvature_pass(objective.model))
+        stack.enter_context(torch.enable_grad())
+        for block in blocks:
+            handle = block.module.register_forward_hook(_recorder(block.name, seen, data), with_kwargs=True)
+            stack.callback(handle.remove)
+        output = objective.forward({name: p.detach() for name, p in params.items()}, batch.inputs)
+        missing = [block.name for block in blocks if block.name not in seen]
+        if missing:
+            raise ValueError(
+                f"KFAC: layer {missing[0]!r} was not called in the forward pass; freeze its parameters, or treat them with "
+                "otherwise=Diagonal()"
+            )
+        yield Capture(output, seen)
+
+
+def _recorder(name: str, seen: dict[str, tuple[Tensor, Tensor]], data: int) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
+        x = args[0] if args else next(iter(kwargs.values()))
+        if name in seen:
+            raise ValueError(
+                f"KFAC: layer {name!r} is called more than once in a forward pass, so its block is no single Kronecker product; "
+                "use wg.GGN or wg.Diagonal, or copy the layer"
+            )
+        if x.ndim < 2 and not isinstance(module, nn.Embedding) or len(x) != data:
+            raise ValueError(
+                f"KFAC: the input of layer {name!r} has shape {tuple(x.shape)}, expected the data dimension of size {data} first"
+            )
+        recorded = output if output.requires_grad else output.detach().requires_grad_()
+        seen[name] = (x.detach(), recorded)
+        return recorded.clone()  # an in-place activation may then overwrite the copy, not the record
+
+    return hook

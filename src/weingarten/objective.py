@@ -1,0 +1,139 @@
+"""Batches of data and the objective whose curvature is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from weingarten.losses import Loss
+from weingarten.tree import Tree, TreeLike
+
+__all__ = ["Batch", "Data", "Objective", "curvature_pass"]
+
+Model = nn.Module | Callable[[Tree, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some data: inputs, targets, per-datum weights and row numbers.
+
+    Attributes:
+        inputs: what the model takes: a tensor, a tuple (positional arguments) or a dict (keyword arguments).
+        targets: what the loss takes; first dimension N.
+        weights: ``(N,)``, >= 0, or None for ones.
+        rows: ``(N,)`` row numbers in the full data set, or None; outer variables that belong to data are found by them.
+    """
+
+    inputs: Any
+    targets: Tensor
+    weights: Tensor | None = None
+    rows: Tensor | None = None
+
+    @staticmethod
+    def of(value: Batch | Sequence[Any]) -> Batch:
+        """A batch from a batch or from a tuple ``(inputs, targets[, weights])``.
+
+        Raises:
+            TypeError: for anything else.
+        """
+        if isinstance(value, Batch):
+            return value
+        if isinstance(value, tuple | list) and len(value) in (2, 3):
+            return Batch(*value)
+        raise TypeError(
+            f"Batch.of: found {type(value).__name__}, expected a Batch or a tuple (inputs, targets) or (inputs, targets, weights)"
+        )
+
+
+Data = Iterable[Batch | Sequence[Any]]
+
+
+class Objective:
+    """``g(params) = loss(model(params, inputs), targets, weights)``, a mean over valid elements.
+
+    Args:
+        model: an ``nn.Module``, called as ``model(inputs)``, or a function ``model(params, inputs)`` of a dict of tensors.
+        loss: a :class:`weingarten.losses.Loss`.
+
+    >>> from weingarten.losses import MSE
+    >>> objective = Objective(lambda params, x: x @ params["w"], MSE())
+    >>> batch = Batch(torch.ones(3, 2), torch.zeros(3, 1))
+    >>> float(objective.value({"w": torch.ones(2, 1)}, batch))
+    4.0
+    """
+
+    def __init__(self, model: Model, loss: Loss) -> None:
+        if not isinstance(loss, Loss):
+            raise TypeError(
+                f"Objective: loss is {loss!r}, expected a weingarten loss such as wg.CrossEntropy(), wg.MSE() or wg.BinaryCrossEntropy(), "
+                "which know their curvature"
+            )
+        self.model = model
+        self.loss = loss
+
+    def params(self) -> Tree:
+        """The trainable parameters of the module, detached (shared memory, no history).
+
+        Raises:
+            TypeError: if the model is a function, which holds no parameters.
+            ValueError: if every parameter is frozen.
+        """
+        if not isinstance(self.model, nn.Module):
+            raise TypeError("Objective.params: the model is a function and holds no parameters; pass params yourself")
+        found = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        if not found:
+            raise ValueError("Objective.params: no parameter has requires_grad=True; unfreeze what should have curvature")
+        return found
+
+    def forward(self, params: TreeLike, inputs: Any) -> Tensor:
+        """The model's output at ``params``."""
+        if not isinstance(self.model, nn.Module):
+            return self.model(dict(params), inputs)
+        if isinstance(inputs, Mapping):
+            return torch.func.functional_call(self.model, dict(params), (), dict(inputs))
+        return torch.func.functional_call(self.model, dict(params), inputs if isinstance(inputs, tuple) else (inputs,))
+
+    def value(self, params: TreeLike, batch: Batch, count: int | None = None) -> Tensor:
+        """The loss of one batch, divided by ``count`` (default: the batch's own number of valid elements)."""
+        total = self.loss.total(self.forward(params, batch.inputs), batch.targets, batch.weights)
+        return total / max(self.loss.count(batch.targets) if count is None else count, 1)
+
+    def count(self, data: Data) -> int:
+        """M, the number of valid elements in all batches.
+
+        Raises:
+            ValueError: if there are none, which includes an iterator that is already used up.
+        """
+        result = sum(self.loss.count(Batch.of(batch).targets) for batch in data)
+        if result == 0:
+            raise ValueError(
+                "Objective.count: the data has no valid element; pass a list of batches or a DataLoader that can be iterated again"
+            )
+        return result
+
+
+@contextmanager
+def curvature_pass(model: Model) -> Iterator[None]:
+    """Evaluate without dropout and with attention that can be differentiated twice; leave the model as it was.
+
+    Inside, every submodule is in evaluation mode and scaled dot-product attention uses the math kernel, since the fused kernels
+    have no double backward. On every exit each submodule's own mode comes back.
+    """
+    if not isinstance(model, nn.Module):
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+        return
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,48 @@
+"""A diagonal curvature."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from weingarten.matfun import MatrixFunction
+from weingarten.operators.operator import Curvature
+from weingarten.tree import Space, Tree, TreeLike
+
+__all__ = ["DiagonalCurvature"]
+
+
+@final
+class DiagonalCurvature(Curvature):
+    """``v -> d * v``.
+
+    Args:
+        values: the diagonal, >= 0, in the shape of the parameters.
+
+    >>> curvature = DiagonalCurvature({"w": torch.tensor([1.0, 3.0])})
+    >>> curvature.solve({"w": torch.tensor([2.0, 4.0])}, damping=1.0)
+    {'w': tensor([1., 1.])}
+    """
+
+    def __init__(self, values: TreeLike) -> None:
+        self.values = dict(values)
+        self._space = Space.of(values)
+
+    @property
+    def space(self) -> Space:
+        return self._space
+
+    def apply(self, v: TreeLike) -> Tree:
+        self._space.check(v, "DiagonalCurvature.apply")
+        return {name: d * v[name] for name, d in self.values.items()}
+
+    def map(self, function: MatrixFunction) -> DiagonalCurvature:
+        return DiagonalCurvature({name: function(d) for name, d in self.values.items()})
+
+    def trace(self) -> Tensor:
+        return torch.stack([d.sum() for d in self.values.values()]).sum()
+
+    def diag(self) -> Tree:
+        return dict(self.values)

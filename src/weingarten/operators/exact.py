@@ -1,0 +1,115 @@
+"""Exact products with the Hessian and the generalised Gauss-Newton matrix."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from weingarten import tree
+from weingarten.objective import Batch, Data, Objective, curvature_pass
+from weingarten.operators.operator import Operator
+from weingarten.tree import Space, Tree, TreeLike
+
+__all__ = ["GGN", "Hessian", "jacobian_product"]
+
+
+class _BatchSum(Operator):
+    """A sum of per-batch products, divided by the number of valid elements of all batches."""
+
+    def __init__(self, objective: Objective, data: Data, params: TreeLike | None = None) -> None:
+        """Args as documented in the subclasses."""
+        self.objective = objective
+        self.data = data
+        self.params = tree.detach(objective.params() if params is None else params)
+        self._space = Space.of(self.params)
+        self._count = objective.count(data)
+
+    @property
+    def space(self) -> Space:
+        return self._space
+
+    @final
+    def apply(self, v: TreeLike) -> Tree:
+        self._space.check(v, f"{type(self).__name__}.apply")
+        result = self._space.zeros()
+        with curvature_pass(self.objective.model):
+            for batch in map(Batch.of, self.data):
+                result = tree.add(result, self._product(batch, tree.detach(v)))
+        return result
+
+    @abstractmethod
+    def _product(self, batch: Batch, v: Tree) -> Tree:
+        """One batch's share of the product."""
+
+
+@final
+class Hessian(_BatchSum):
+    r"""``v -> (d^2 g / d params^2) v``, by double backward (Pearlmutter 1994).
+
+    Indefinite away from a minimum, and on mini-batches: :class:`GGN` is the default elsewhere for that reason.
+
+    Args:
+        objective: model and loss.
+        data: batches, iterated once for every product; a list or a DataLoader, not an iterator.
+        params: where the curvature is taken; default: the module's trainable parameters.
+    """
+
+    def _product(self, batch: Batch, v: Tree) -> Tree:
+        params = {name: p.requires_grad_() for name, p in tree.detach(self.params).items()}
+        with torch.enable_grad():
+            value = self.objective.value(params, batch, self._count)
+            gradient = torch.autograd.grad(value, list(params.values()), create_graph=True, materialize_grads=True)
+            inner = tree.dot(dict(zip(params, gradient, strict=True)), v)
+            product = torch.autograd.grad(inner, list(params.values()), materialize_grads=True)
+        return dict(zip(params, product, strict=True))
+
+
+@final
+class GGN(_BatchSum):
+    r"""``v -> (1/M) sum_n w_n J_n^T H_n J_n v``, the generalised Gauss-Newton matrix (Schraudolph 2002): always PSD.
+
+    ``J_n`` is the output's Jacobian and ``H_n`` the loss Hessian in the output of datum n. One product costs a forward pass with
+    tangents and a backward pass.
+
+    Args:
+        objective: model and loss.
+        data: batches, iterated once for every product; a list or a DataLoader, not an iterator.
+        params: where the curvature is taken; default: the module's trainable parameters.
+
+    >>> from weingarten.losses import MSE
+    >>> objective = Objective(lambda params, x: x @ params["w"], MSE())
+    >>> data = [(torch.eye(2), torch.zeros(2, 1))]
+    >>> GGN(objective, data, {"w": torch.zeros(2, 1)}).dense()
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+
+    def _product(self, batch: Batch, v: Tree) -> Tree:
+        params = {name: p.requires_grad_() for name, p in tree.detach(self.params).items()}
+        loss = self.objective.loss
+        with torch.enable_grad():
+            output, tangent = jacobian_product(self.objective, params, batch, v)
+            curved = loss.curvature(output.detach(), batch.targets, tangent.detach()) / self._count
+            if batch.weights is not None:
+                curved = curved * batch.weights.detach().reshape(-1, *[1] * (curved.ndim - 1))
+            product = torch.autograd.grad(output, list(params.values()), curved, materialize_grads=True)
+        return dict(zip(params, product, strict=True))
+
+
+def jacobian_product(objective: Objective, params: Tree, batch: Batch, v: Tree) -> tuple[Tensor, Tensor]:
+    """Output and ``J v`` in one forward pass; by two backward passes where an operation has no forward-mode derivative."""
+    try:
+        with forward_ad.dual_level():
+            dual = {name: forward_ad.make_dual(p, v[name].to(p.dtype)) for name, p in params.items()}
+            output, tangent = forward_ad.unpack_dual(objective.forward(dual, batch.inputs))
+        return output, torch.zeros_like(output) if tangent is None else tangent
+    except NotImplementedError:
+        output = objective.forward(params, batch.inputs)
+        dummy = torch.zeros_like(output, requires_grad=True)
+        pulled = torch.autograd.grad(output, list(params.values()), dummy, create_graph=True, materialize_grads=True)
+        inner = tree.dot(dict(zip(params, pulled, strict=True)), v)
+        return output, torch.autograd.grad(inner, dummy, retain_graph=True)[0]
