@@ -1,0 +1,90 @@
+"""Penalties of the inner problem whose curvature is known."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weingarten import tree
+from weingarten.operators import DiagonalCurvature, Operator
+from weingarten.tree import Space, Tree, TreeLike
+
+__all__ = ["L2", "Penalty", "PenaltyHessian"]
+
+Coefficient = float | Tensor | Mapping[str, Tensor]
+
+
+class Penalty(ABC):
+    """A term of the inner objective that depends on parameters and outer variables but on no data."""
+
+    @abstractmethod
+    def __call__(self, params: TreeLike, hparams: TreeLike) -> Tensor:
+        """Its value, a 0-d tensor."""
+
+    @abstractmethod
+    def isotropic(self, params: TreeLike, hparams: TreeLike) -> float | None:
+        """``c`` if its Hessian in the parameters is ``c I``, else None."""
+
+    @abstractmethod
+    def hessian(self, params: TreeLike, hparams: TreeLike) -> Operator:
+        """Its Hessian in the parameters."""
+
+
+@dataclass(frozen=True)
+class L2(Penalty):
+    r"""``1/2 sum_i c_i params_i^2``: weight decay.
+
+    Args:
+        coefficient: a number c, or a function of the outer variables that returns a 0-d tensor or a dict of tensors that
+            broadcast to the parameters (one decay per leaf or per weight).
+
+    >>> float(L2(2.0)({"w": torch.tensor([1.0, 2.0])}, {}))
+    5.0
+    """
+
+    coefficient: float | Callable[[TreeLike], Coefficient]
+
+    def __call__(self, params: TreeLike, hparams: TreeLike) -> Tensor:
+        c = self._coefficients(params, hparams)
+        return 0.5 * torch.stack([(c[name] * p**2).sum() for name, p in params.items()]).sum()
+
+    def isotropic(self, params: TreeLike, hparams: TreeLike) -> float | None:
+        c = self.coefficient(hparams) if callable(self.coefficient) else self.coefficient
+        if isinstance(c, Mapping):
+            return None
+        return float(c) if not isinstance(c, Tensor) or c.ndim == 0 else None
+
+    def hessian(self, params: TreeLike, hparams: TreeLike) -> DiagonalCurvature:
+        c = self._coefficients(params, hparams)
+        return DiagonalCurvature({name: torch.as_tensor(c[name]).detach().to(p).expand_as(p) for name, p in params.items()})
+
+    def _coefficients(self, params: TreeLike, hparams: TreeLike) -> dict[str, float | Tensor]:
+        c = self.coefficient(hparams) if callable(self.coefficient) else self.coefficient
+        return {name: c[name] if isinstance(c, Mapping) else c for name in params}
+
+
+class PenaltyHessian(Operator):
+    """The Hessian of any function ``penalty(params, hparams)``, by double backward."""
+
+    def __init__(self, penalty: Callable[[TreeLike, TreeLike], Tensor], params: TreeLike, hparams: TreeLike) -> None:
+        self.penalty, self.params, self.hparams = penalty, tree.detach(params), tree.detach(hparams)
+
+    @property
+    def space(self) -> Space:
+        return Space.of(self.params)
+
+    def apply(self, v: TreeLike) -> Tree:
+        with torch.enable_grad():
+            params = {name: p.detach().requires_grad_() for name, p in self.params.items()}
+            gradient = torch.autograd.grad(
+                self.penalty(params, self.hparams), list(params.values()), create_graph=True, materialize_grads=True
+            )
+            inner = tree.dot(dict(zip(params, gradient, strict=True)), v)
+            if not inner.requires_grad:  # a penalty that is linear in the parameters
+                return tree.zeros_like(params)
+            product = torch.autograd.grad(inner, list(params.values()), materialize_grads=True)
+        return dict(zip(params, product, strict=True))

@@ -1,0 +1,123 @@
+r"""Bilevel problems: an inner level that trains the parameters, an outer level that judges them.
+
+``min over hparams of F = f(params*(hparams), hparams)`` with ``params*(hparams) = argmin over params of g(params, hparams)``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weingarten.objective import Batch, Objective
+from weingarten.tree import Tree, TreeLike
+
+__all__ = ["Batches", "Hypergradient", "HypergradientMethod", "Level", "Problem", "unchanged"]
+
+
+def unchanged(hparams: TreeLike, batch: Batch) -> Batch:
+    """The batch as it is: a level whose data does not depend on the outer variables."""
+    return batch
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level: an objective, how the outer variables change its data, and a penalty.
+
+    Args:
+        objective: model and loss.
+        transform: ``(hparams, batch) -> Batch`` with weights, targets or inputs that depend on the outer variables,
+            found by ``batch.rows``; default: unchanged. Applied exactly once.
+        penalty: ``(params, hparams) -> 0-d tensor``, such as ``L2(1e-3)``; default none.
+    """
+
+    objective: Objective
+    transform: Callable[[TreeLike, Batch], Batch] = unchanged
+    penalty: Callable[[TreeLike, TreeLike], Tensor] | None = None
+
+    def value(self, params: TreeLike, hparams: TreeLike, batch: Batch) -> Tensor:
+        """The level's objective on one batch."""
+        value = self.objective.value(params, self.transform(hparams, batch))
+        return value if self.penalty is None else value + self.penalty(params, hparams)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A bilevel problem.
+
+    Args:
+        inner: what training minimises over the parameters.
+        outer: what the outer variables minimise; usually the loss on trusted or held-out data.
+    """
+
+    inner: Level
+    outer: Level
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The data of one hypergradient, drawn independently or not.
+
+    Attributes:
+        outer: for the outer gradient.
+        mixed: for the mixed derivative, which reaches outer variables that belong to its rows; for unrolling, the inner data.
+        curvature: for the curvature; default: that of ``mixed``.
+    """
+
+    outer: Batch
+    mixed: Batch
+    curvature: Batch | None = None
+
+    @property
+    def for_curvature(self) -> Batch:
+        """The curvature batch, or its default."""
+        return self.mixed if self.curvature is None else self.curvature
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """A hypergradient and how it came about.
+
+    Attributes:
+        value: ``dF/dhparams``.
+        direct: its direct term ``d f/dhparams``.
+        inverse_product: q, the approximation to ``(d^2 g + damping)^{-1} d f/dparams``; None for unrolling.
+        outer_loss: f.
+        residual: ``|b - A q| / |b|``, NaN where it would have cost a product.
+        converged: whether the solver reached its tolerance.
+        negative_curvature: whether the solver met it.
+        products: curvature-vector products used.
+        seconds: wall time.
+        state: to be passed to the next call (kept factors, warm start); None where there is none.
+    """
+
+    value: Tree
+    direct: Tree
+    inverse_product: Tree | None
+    outer_loss: float
+    residual: float
+    converged: bool
+    negative_curvature: bool
+    products: int
+    seconds: float
+    state: Any = None
+
+
+class HypergradientMethod(ABC):
+    """A way to compute ``dF/dhparams``."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        problem: Problem,
+        params: TreeLike,
+        hparams: TreeLike,
+        batches: Batches,
+        state: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> Hypergradient:
+        """The hypergradient at ``params`` and ``hparams``; nothing passed in is changed and no graph is kept."""

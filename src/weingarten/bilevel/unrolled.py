@@ -1,0 +1,153 @@
+"""Hypergradients by differentiating through the inner steps."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weingarten import tree
+from weingarten.bilevel.problem import Batches, Hypergradient, HypergradientMethod, Problem
+from weingarten.objective import curvature_pass
+from weingarten.tree import Tree, TreeLike
+
+__all__ = ["SGD", "Adam", "DifferentiableOptimizer", "Unrolled"]
+
+
+class DifferentiableOptimizer(ABC):
+    """An optimiser step as a differentiable function."""
+
+    @abstractmethod
+    def init(self, params: Tree) -> Any:
+        """The state before the first step."""
+
+    @abstractmethod
+    def step(self, params: Tree, gradient: Tree, state: Any) -> tuple[Tree, Any]:
+        """Parameters and state after one step."""
+
+
+@dataclass(frozen=True)
+class SGD(DifferentiableOptimizer):
+    """``m <- momentum m + g``, ``p <- p - lr m``, as ``torch.optim.SGD``."""
+
+    lr: float
+    momentum: float = 0.0
+
+    def init(self, params: Tree) -> Tree:
+        return tree.zeros_like(params)
+
+    def step(self, params: Tree, gradient: Tree, state: Tree) -> tuple[Tree, Tree]:
+        state = tree.axpy(self.momentum, state, gradient)
+        return tree.axpy(-self.lr, state, params), state
+
+
+@dataclass(frozen=True)
+class Adam(DifferentiableOptimizer):
+    """As ``torch.optim.Adam``, with a derivative that stays finite where a gradient is zero.
+
+    There ``sqrt(v)`` has no derivative; the update ``m / (sqrt(v) + eps)`` of an entry that has never had a gradient is taken as
+    ``m / eps`` with the denominator constant.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def init(self, params: Tree) -> tuple[int, Tree, Tree]:
+        return 0, tree.zeros_like(params), tree.zeros_like(params)
+
+    def step(self, params: Tree, gradient: Tree, state: tuple[int, Tree, Tree]) -> tuple[Tree, tuple[int, Tree, Tree]]:
+        count, first, second = state[0] + 1, state[1], state[2]
+        b1, b2 = self.betas
+        first = {name: b1 * m + (1 - b1) * gradient[name] for name, m in first.items()}
+        second = {name: b2 * v + (1 - b2) * gradient[name] ** 2 for name, v in second.items()}
+        scale1, scale2 = 1 - b1**count, 1 - b2**count
+        moved = {
+            name: p - self.lr * (first[name] / scale1) / (_sqrt(second[name] / scale2) + self.eps) for name, p in params.items()
+        }
+        return moved, (count, first, second)
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
+
+
+@dataclass(frozen=True)
+class Unrolled(HypergradientMethod):
+    r"""``dF/dhparams`` of ``F = f(params_T(hparams), hparams)`` after T inner steps from the given parameters.
+
+    Reverse mode through the last ``truncate`` steps (Maclaurin et al. 2015; Shaban et al. 2019, https://arxiv.org/abs/1810.10667).
+    Memory grows with the number of steps differentiated; one step is the look-ahead of DARTS. The inner steps use the batch
+    ``batches.mixed`` each time.
+
+    Args:
+        steps: T.
+        truncate: how many of the last steps to differentiate; default: all.
+        optimizer: the inner step, ``SGD(lr, momentum)`` or ``Adam(lr)``.
+    """
+
+    steps: int
+    optimizer: DifferentiableOptimizer
+    truncate: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or (self.truncate is not None and not 1 <= self.truncate <= self.steps):
+            raise ValueError(f"Unrolled: steps is {self.steps} and truncate {self.truncate}, expected 1 <= truncate <= steps")
+
+    def __call__(
+        self,
+        problem: Problem,
+        params: TreeLike,
+        hparams: TreeLike,
+        batches: Batches,
+        state: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> Hypergradient:
+        start = time.perf_counter()
+        leaves = {name: h.detach().requires_grad_() for name, h in hparams.items()}
+        with curvature_pass(problem.inner.objective.model), curvature_pass(problem.outer.objective.model), torch.enable_grad():
+            moved = self._inner_steps(problem, tree.detach(params), leaves, batches)
+            outer = problem.outer.value(moved, leaves, batches.outer)
+            value = dict(zip(leaves, torch.autograd.grad(outer, list(leaves.values()), materialize_grads=True, retain_graph=True), strict=True))
+            direct_loss = problem.outer.value(tree.detach(moved), leaves, batches.outer)
+            direct = tree.zeros_like(tree.detach(leaves))
+            if direct_loss.requires_grad:
+                direct = dict(zip(leaves, torch.autograd.grad(direct_loss, list(leaves.values()), materialize_grads=True), strict=True))
+        return Hypergradient(
+            value=value,
+            direct=direct,
+            inverse_product=None,
+            outer_loss=float(outer.detach()),
+            residual=float("nan"),
+            converged=False,
+            negative_curvature=False,
+            products=0,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _inner_steps(self, problem: Problem, params: Tree, hparams: Tree, batches: Batches) -> Tree:
+        differentiated = self.steps if self.truncate is None else self.truncate
+        params = {name: p.requires_grad_() for name, p in params.items()}
+        state = self.optimizer.init(params)
+        for step in range(self.steps):
+            live = step >= self.steps - differentiated
+            value = problem.inner.value(params, hparams, batches.mixed)
+            found = torch.autograd.grad(value, list(params.values()), create_graph=live, materialize_grads=True)
+            params, state = self.optimizer.step(params, dict(zip(params, found, strict=True)), state)
+            if not live:
+                params = {name: p.detach().requires_grad_() for name, p in params.items()}
+                state = _detached(state)
+        return params
+
+
+def _detached(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.detach()
+    if isinstance(state, dict):
+        return {name: _detached(value) for name, value in state.items()}
+    return tuple(_detached(value) for value in state) if isinstance(state, tuple) else state
