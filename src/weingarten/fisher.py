@@ -22,13 +22,23 @@ class Fisher(ABC):
     """
 
     @abstractmethod
-    def columns(self, loss: Loss, output: Tensor, target: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    def columns(
+        self, loss: Loss, output: Tensor, target: Tensor, generator: torch.Generator
+    ) -> Iterator[Tensor]:
         """Chunks ``(K_i, *output.shape)`` of unweighted, undivided columns ``s_nk``."""
 
     def weighted(
         self, loss: Loss, output: Tensor, target: Tensor, weights: Tensor | None, generator: torch.Generator
     ) -> Iterator[Tensor]:
-        """The columns times ``sqrt(w_n)``: their outer products carry the weight once."""
+        """The columns times ``sqrt(w_n)``: their outer products carry the weight once.
+
+        Raises:
+            ValueError: if the output is not finite, or a weight is negative.
+        """
+        if not torch.isfinite(output).all():
+            raise ValueError(
+                f"{type(self).__name__}: the model's output is not finite; look for NaN or inf in the data and the parameters"
+            )
         for chunk in self.columns(loss, output, target, generator):
             if weights is None:
                 yield chunk
@@ -41,7 +51,9 @@ class Fisher(ABC):
 class Exact(Fisher):
     """Every column of a root of the output Hessian ("type 2"): exact, K = number of outputs per datum."""
 
-    def columns(self, loss: Loss, output: Tensor, target: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    def columns(
+        self, loss: Loss, output: Tensor, target: Tensor, generator: torch.Generator
+    ) -> Iterator[Tensor]:
         yield from loss.root(output, target)
 
 
@@ -55,7 +67,9 @@ class MonteCarlo(Fisher):
         if self.samples < 1:
             raise ValueError(f"MonteCarlo: samples is {self.samples}, expected >= 1")
 
-    def columns(self, loss: Loss, output: Tensor, target: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    def columns(
+        self, loss: Loss, output: Tensor, target: Tensor, generator: torch.Generator
+    ) -> Iterator[Tensor]:
         drawn = [loss.sample(output, target, generator) for _ in range(self.samples)]
         yield torch.stack(drawn) / self.samples**0.5
 
@@ -64,5 +78,7 @@ class MonteCarlo(Fisher):
 class Empirical(Fisher):
     """Gradients at the given labels: the empirical Fisher, a second moment of gradients and *not* a GGN estimate."""
 
-    def columns(self, loss: Loss, output: Tensor, target: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    def columns(
+        self, loss: Loss, output: Tensor, target: Tensor, generator: torch.Generator
+    ) -> Iterator[Tensor]:
         yield loss.gradient(output, target).unsqueeze(0)

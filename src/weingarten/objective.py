@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from weingarten.losses import Loss
 from weingarten.tree import Tree, TreeLike
 
-__all__ = ["Batch", "Data", "Objective", "curvature_pass"]
+__all__ = ["Batch", "Data", "Objective", "curvature_pass", "graph_nodes"]
 
 Model = nn.Module | Callable[[Tree, Any], Tensor]
 
@@ -24,7 +24,8 @@ class Batch:
     """Some data: inputs, targets, per-datum weights and row numbers.
 
     Attributes:
-        inputs: what the model takes: a tensor, a tuple (positional arguments) or a dict (keyword arguments).
+        inputs: what the model takes: a tensor, a tuple or list (positional arguments; a DataLoader turns tuples into lists) or
+            a dict (keyword arguments).
         targets: what the loss takes; first dimension N.
         weights: ``(N,)``, >= 0, or None for ones.
         rows: ``(N,)`` row numbers in the full data set, or None; outer variables that belong to data are found by them.
@@ -71,8 +72,8 @@ class Objective:
     def __init__(self, model: Model, loss: Loss) -> None:
         if not isinstance(loss, Loss):
             raise TypeError(
-                f"Objective: loss is {loss!r}, expected a weingarten loss such as wg.CrossEntropy(), wg.MSE() or wg.BinaryCrossEntropy(), "
-                "which know their curvature"
+                f"Objective: loss is {loss!r}, expected a weingarten loss such as wg.CrossEntropy(), wg.MSE() or "
+                "wg.BinaryCrossEntropy(), which know their curvature"
             )
         self.model = model
         self.loss = loss
@@ -85,19 +86,35 @@ class Objective:
             ValueError: if every parameter is frozen.
         """
         if not isinstance(self.model, nn.Module):
-            raise TypeError("Objective.params: the model is a function and holds no parameters; pass params yourself")
+            raise TypeError(
+                "Objective.params: the model is a function and holds no parameters; pass params yourself"
+            )
         found = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
         if not found:
-            raise ValueError("Objective.params: no parameter has requires_grad=True; unfreeze what should have curvature")
+            raise ValueError(
+                "Objective.params: no parameter has requires_grad=True; unfreeze what should have curvature"
+            )
         return found
 
     def forward(self, params: TreeLike, inputs: Any) -> Tensor:
-        """The model's output at ``params``."""
+        """The model's output at ``params``.
+
+        Raises:
+            TypeError: if the model returns anything but one tensor.
+        """
         if not isinstance(self.model, nn.Module):
-            return self.model(dict(params), inputs)
-        if isinstance(inputs, Mapping):
-            return torch.func.functional_call(self.model, dict(params), (), dict(inputs))
-        return torch.func.functional_call(self.model, dict(params), inputs if isinstance(inputs, tuple) else (inputs,))
+            output: Any = self.model(dict(params), inputs)
+        elif isinstance(inputs, Mapping):
+            output = torch.func.functional_call(self.model, dict(params), (), dict(inputs))
+        else:
+            args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+            output = torch.func.functional_call(self.model, dict(params), args)
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"Objective.forward: the model returned {type(output).__name__}, expected one tensor; wrap the model so that it "
+                "returns what the loss takes"
+            )
+        return output
 
     def value(self, params: TreeLike, batch: Batch, count: int | None = None) -> Tensor:
         """The loss of one batch, divided by ``count`` (default: the batch's own number of valid elements)."""
@@ -113,9 +130,21 @@ class Objective:
         result = sum(self.loss.count(Batch.of(batch).targets) for batch in data)
         if result == 0:
             raise ValueError(
-                "Objective.count: the data has no valid element; pass a list of batches or a DataLoader that can be iterated again"
+                "Objective.count: the data has no valid element; pass a list of batches or a DataLoader that can be iterated "
+                "again"
             )
         return result
+
+
+def graph_nodes(output: Tensor) -> Iterator[Any]:
+    """Every node of the autograd graph below ``output``, once."""
+    seen, stack = set(), [output.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack.extend(following for following, _ in node.next_functions)
 
 
 @contextmanager
@@ -125,14 +154,14 @@ def curvature_pass(model: Model) -> Iterator[None]:
     Inside, every submodule is in evaluation mode and scaled dot-product attention uses the math kernel, since the fused kernels
     have no double backward. On every exit each submodule's own mode comes back.
     """
-    if not isinstance(model, nn.Module):
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-        return
-    modes = {module: module.training for module in model.modules()}
+    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
     try:
-        model.eval()
-        with sdpa_kernel(SDPBackend.MATH):
+        if isinstance(model, nn.Module):
+            model.eval()
+        with ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
             yield
     finally:
         for module, training in modes.items():

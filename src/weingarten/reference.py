@@ -1,7 +1,7 @@
 """Slow, obvious oracles: dense matrices from the definitions, in plain loops. For tests and for small problems.
 
-Nothing here is shared with the fast code except the data formats, the losses' *values* and the model itself: loss Hessians come from
-automatic differentiation of the loss value.
+Nothing here is shared with the fast code except the data formats, the losses' *values* and the model itself: loss Hessians come
+from automatic differentiation of the loss value.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def dense_ggn(objective: Objective, data: Data, params: TreeLike) -> Tensor:
             j = jacobian(objective, one, params)
             with curvature_pass(objective.model):
                 output = objective.forward(params, one.inputs).detach()
-            h = torch.autograd.functional.hessian(lambda z, t=one.targets: objective.loss.elements(z, t).sum(), output)
+            h = torch.autograd.functional.hessian(
+                lambda z, t=one.targets: objective.loss.elements(z, t).sum(), output
+            )
             weight = 1.0 if batch.weights is None else float(batch.weights[n])
             result += weight * j.T @ h.reshape(output.numel(), output.numel()) @ j
     return result / objective.count(batches)
@@ -54,7 +56,8 @@ def jacobian(objective: Objective, batch: Batch, params: TreeLike) -> Tensor:
     space = Space.of(params)
     with curvature_pass(objective.model):
         found: Tensor = torch.autograd.functional.jacobian(
-            lambda flat: objective.forward(space.unflatten(flat), batch.inputs).reshape(-1), space.flatten(params)
+            lambda flat: objective.forward(space.unflatten(flat), batch.inputs).reshape(-1),
+            space.flatten(params),
         )
     return found
 
@@ -70,4 +73,6 @@ def _row(inputs: Any, n: int) -> Any:
         return inputs[n : n + 1]
     if isinstance(inputs, Mapping):
         return {name: _row(value, n) for name, value in inputs.items()}
-    return tuple(_row(value, n) for value in inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(_row(value, n) for value in inputs)
+    return inputs

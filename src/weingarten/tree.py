@@ -5,7 +5,7 @@ Every function returns a new dict with the keys of its first argument and leaves
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -93,7 +93,9 @@ class Space:
         devices = {leaf.device for leaf in values.values()}
         if len(devices) != 1:
             found = ", ".join(sorted(map(str, devices))) or "no leaf at all"
-            raise ValueError(f"Space.of: expected leaves on one device, found {found}; move the parameters first")
+            raise ValueError(
+                f"Space.of: expected leaves on one device, found {found}; move the parameters first"
+            )
         return Space(
             shapes={name: leaf.shape for name, leaf in values.items()},
             dtypes={name: leaf.dtype for name, leaf in values.items()},
@@ -126,6 +128,11 @@ class Space:
                 raise ValueError(
                     f"{call}: leaf {name!r} has shape {tuple(v[name].shape)}, expected {tuple(shape)}"
                 )
+
+    def only(self, names: Iterable[str]) -> Space:
+        """The space of some of the leaves."""
+        kept = list(names)
+        return Space({n: self.shapes[n] for n in kept}, {n: self.dtypes[n] for n in kept}, self.device)
 
     def zeros(self) -> Tree:
         """The zero vector."""

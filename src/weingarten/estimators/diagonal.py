@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from weingarten.estimators.estimator import Estimator
 from weingarten.fisher import Exact, Fisher
 from weingarten.objective import Batch, Objective, curvature_pass
 from weingarten.operators import BlockDiagonal, Curvature, DiagonalCurvature
-from weingarten.tree import Tree, TreeLike
+from weingarten.tree import Space, Tree, TreeLike
 
 __all__ = ["Diagonal"]
 
@@ -23,9 +23,10 @@ _CHUNK = 2**24  # entries of per-datum gradients held at once
 
 @dataclass
 class DiagonalState:
-    """Sum of squared per-datum gradients, and the number of valid loss elements."""
+    """Sum of squared per-datum gradients, their space, and the number of valid loss elements."""
 
     sums: Tree
+    space: Space
     count: float = 0.0
 
 
@@ -45,49 +46,94 @@ class Diagonal(Estimator):
     decay: float = 1.0
 
     def init(self, objective: Objective, params: TreeLike) -> DiagonalState:
-        return DiagonalState({name: torch.zeros_like(p) for name, p in params.items()})
+        wide = {name: torch.promote_types(p.dtype, torch.float32) for name, p in params.items()}
+        return DiagonalState(
+            {name: torch.zeros_like(p, dtype=wide[name]) for name, p in params.items()}, Space.of(params)
+        )
 
     def update(
-        self, state: DiagonalState, objective: Objective, params: TreeLike, batch: Batch, generator: torch.Generator
+        self,
+        state: DiagonalState,
+        objective: Objective,
+        params: TreeLike,
+        batch: Batch,
+        generator: torch.Generator,
     ) -> DiagonalState:
         sums = tree.scale(self.decay, state.sums)
         with curvature_pass(objective.model):
             with torch.no_grad():
                 output = objective.forward(params, batch.inputs)
-            for columns in self.fisher.weighted(objective.loss, output, batch.targets, batch.weights, generator):
+            for columns in self.fisher.weighted(
+                objective.loss, output, batch.targets, batch.weights, generator
+            ):
                 sums = tree.add(sums, _squares(objective, dict(params), batch.inputs, columns))
-        return DiagonalState(sums, state.count * self.decay + objective.loss.count(batch.targets))
+        return DiagonalState(
+            sums, state.space, state.count * self.decay + objective.loss.count(batch.targets)
+        )
 
     def read(self, state: DiagonalState) -> Curvature:
-        return BlockDiagonal([DiagonalCurvature({name: value / state.count}) for name, value in state.sums.items()])
+        if state.count == 0:
+            raise ValueError(
+                "Diagonal.read: no valid loss element has been seen; are all targets ignored, or was there no update?"
+            )
+        return BlockDiagonal(
+            [
+                DiagonalCurvature({name: value / state.count}, state.space.only([name]))
+                for name, value in state.sums.items()
+            ]
+        )
 
 
 def _squares(objective: Objective, params: Tree, inputs: Any, columns: Tensor) -> Tree:
     """Sum over data and columns of squared per-datum gradients."""
 
-    def one(datum: Any, column: Tensor) -> Tree:
+    def one(row: Tensor, column: Tensor) -> Tree:
         def output(p: Tree) -> Tensor:
-            return objective.forward(p, _map(lambda x: x.unsqueeze(0), datum)).squeeze(0)
+            return objective.forward(p, _rows(inputs, row.reshape(1))).squeeze(0)
 
-        _, pull = torch.func.vjp(output, params)
+        pull = torch.func.vjp(output, params)[1]
         (gradients,) = torch.func.vmap(pull)(column)
-        return {name: (g**2).sum(0) for name, g in gradients.items()}
+        return {name: (_wide(g) ** 2).sum(0) for name, g in gradients.items()}
 
     size = sum(p.numel() for p in params.values())
+    rows = torch.arange(columns.shape[1], device=columns.device)
     step = max(1, _CHUNK // (size * len(columns)))
-    total: Tree | None = None
+    total = {name: _wide(torch.zeros_like(p)) for name, p in params.items()}
     for first in range(0, columns.shape[1], step):
         piece = slice(first, first + step)
-        per_datum = torch.func.vmap(one, in_dims=(0, 1))(_map(lambda x, p=piece: x[p], inputs), columns[:, piece])
-        summed = {name: g.sum(0) for name, g in per_datum.items()}
-        total = summed if total is None else tree.add(total, summed)
-    assert total is not None
+        try:
+            per_datum = torch.func.vmap(one, in_dims=(0, 1))(rows[piece], columns[:, piece])
+        except RuntimeError:  # vmap does not know some operation, such as an old-style autograd.Function
+            return _squares_one_by_one(objective, params, inputs, columns)
+        total = tree.add(total, {name: g.sum(0) for name, g in per_datum.items()})
     return total
 
 
-def _map(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
+def _squares_one_by_one(objective: Objective, params: Tree, inputs: Any, columns: Tensor) -> Tree:
+    """As :func:`_squares`, in loops over data and columns."""
+    params = {name: p.detach().requires_grad_() for name, p in params.items()}
+    total = {name: _wide(torch.zeros_like(p)) for name, p in params.items()}
+    for n in range(columns.shape[1]):
+        with torch.enable_grad():
+            output = objective.forward(params, _rows(inputs, torch.tensor([n], device=columns.device)))
+        for column in columns[:, n]:
+            found = torch.autograd.grad(
+                output[0], list(params.values()), column, retain_graph=True, materialize_grads=True
+            )
+            total = {name: total[name] + _wide(g) ** 2 for name, g in zip(params, found, strict=True)}
+    return tree.detach(total)
+
+
+def _rows(inputs: Any, index: Tensor) -> Any:
+    """Rows of all tensors in the inputs; what is no tensor (None, a flag) belongs to all data."""
     if isinstance(inputs, Tensor):
-        return function(inputs)
-    if isinstance(inputs, dict):
-        return {name: _map(function, value) for name, value in inputs.items()}
-    return tuple(_map(function, value) for value in inputs)
+        return inputs.index_select(0, index)
+    if isinstance(inputs, Mapping):
+        return {name: _rows(value, index) for name, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(_rows(value, index) for value in inputs)
+    return inputs
+
+
+def _wide(g: Tensor) -> Tensor:
+    return g.float() if g.element_size() < 4 else g

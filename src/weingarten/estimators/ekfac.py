@@ -51,7 +51,12 @@ class EKFAC(Estimator):
         return EKFACState(self._kfac.init(objective, params))
 
     def update(
-        self, state: EKFACState, objective: Objective, params: TreeLike, batch: Batch, generator: torch.Generator
+        self,
+        state: EKFACState,
+        objective: Objective,
+        params: TreeLike,
+        batch: Batch,
+        generator: torch.Generator,
     ) -> EKFACState:
         if state.bases is None or state.spectra is None:
             self._kfac.update(state.kfac, objective, params, batch, generator)
@@ -61,10 +66,14 @@ class EKFAC(Estimator):
             return state
         with capture(objective, params, batch, state.kfac.blocks) as seen:
             rows = {
-                block.name: block.rule.inputs(block.module, factor_type(seen.seen[block.name][0]), block.leaves(params))
+                block.name: block.rule.inputs(
+                    block.module, factor_type(seen.seen[block.name][0]), block.leaves(params)
+                )
                 for block in state.kfac.blocks
             }
-            for block, g in backward(seen, objective, params, batch, state.kfac.blocks, self.fisher, generator):
+            for block, g in backward(
+                seen, objective, params, batch, state.kfac.blocks, self.fisher, generator
+            ):
                 state.spectra[block.name] += rows[block.name].spectrum(state.bases[block.name], g)
         return state
 
@@ -73,7 +82,9 @@ class EKFAC(Estimator):
         if state.bases is None:
             check_finite(state.kfac)
             state.bases = {
-                block.name: Kronecker(block.layout, state.kfac.inputs[block.name], state.kfac.outputs[block.name]).diagonalise()
+                block.name: Kronecker(
+                    block.layout, state.kfac.inputs[block.name], state.kfac.outputs[block.name]
+                ).diagonalise()
                 for block in state.kfac.blocks
             }
             state.spectra = {name: torch.zeros_like(basis.spectrum) for name, basis in state.bases.items()}
@@ -81,9 +92,12 @@ class EKFAC(Estimator):
 
     def read(self, state: EKFACState) -> Curvature:
         if state.bases is None or state.spectra is None or state.count == 0:
-            raise ValueError("EKFAC.read: the second pass has seen no data; run wg.estimate, or call finish and update again")
+            raise ValueError(
+                "EKFAC.read: the second pass has seen no data; run wg.estimate, or call finish and update again"
+            )
         blocks: list[Curvature] = [
-            Eigenbasis(basis.layout, basis.left, basis.right, state.spectra[name] / state.count) for name, basis in state.bases.items()
+            Eigenbasis(basis.layout, basis.left, basis.right, state.spectra[name] / state.count)
+            for name, basis in state.bases.items()
         ]
         return BlockDiagonal([*blocks, *self._kfac.read_rest(state.kfac)], state.kfac.order)
 

@@ -25,7 +25,9 @@ class Estimator(ABC):
         """The state before any data; refuses models it cannot treat."""
 
     @abstractmethod
-    def update(self, state: Any, objective: Objective, params: TreeLike, batch: Batch, generator: torch.Generator) -> Any:
+    def update(
+        self, state: Any, objective: Objective, params: TreeLike, batch: Batch, generator: torch.Generator
+    ) -> Any:
         """The state after one more batch."""
 
     @abstractmethod
@@ -63,7 +65,11 @@ def estimate(
     2
     """
     params = tree.detach(objective.params() if params is None else params)
-    generator = torch.Generator(device=next(iter(params.values())).device).manual_seed(0) if generator is None else generator
+    generator = (
+        torch.Generator(device=next(iter(params.values())).device).manual_seed(0)
+        if generator is None
+        else generator
+    )
     state = estimator.init(objective, params)
     for _ in range(estimator.passes):
         batches = 0

@@ -54,8 +54,8 @@ class KFACState:
 class KFAC(Estimator):
     r"""Per layer, ``G = (1/M) sum_n w_n g_n g_n^T  (x)  A = (1/R) sum_r a_r a_r^T`` (Martens and Grosse 2015).
 
-    ``a`` are layer inputs with a one for the bias, ``g`` gradients of the loss in the layer's output. An approximation to the GGN,
-    exact for one datum and for deep linear networks with squared error. https://arxiv.org/abs/1503.05671
+    ``a`` are layer inputs with a one for the bias, ``g`` gradients of the loss in the layer's output. An approximation to the
+    GGN, exact for one datum and for deep linear networks with squared error. https://arxiv.org/abs/1503.05671
 
     Args:
         fisher: which output gradients: ``MonteCarlo(1)`` by default (one backward pass, unbiased), ``Exact()``, ``Empirical()``.
@@ -79,7 +79,9 @@ class KFAC(Estimator):
 
     def init(self, objective: Objective, params: TreeLike) -> KFACState:
         if not isinstance(objective.model, nn.Module):
-            raise TypeError("KFAC: the model is a function, expected an nn.Module whose layers can be found; use wg.Diagonal or wg.GGN")
+            raise TypeError(
+                "KFAC: the model is a function, expected an nn.Module whose layers can be found; use wg.Diagonal or wg.GGN"
+            )
         blocks, leftover = find_blocks(objective.model, params, RULES)
         state = KFACState(blocks, list(params), rest_names=list(leftover))
         if leftover:
@@ -90,7 +92,12 @@ class KFAC(Estimator):
         return state
 
     def update(
-        self, state: KFACState, objective: Objective, params: TreeLike, batch: Batch, generator: torch.Generator
+        self,
+        state: KFACState,
+        objective: Objective,
+        params: TreeLike,
+        batch: Batch,
+        generator: torch.Generator,
     ) -> KFACState:
         state.decay(self.decay)
         if state.blocks:
@@ -101,9 +108,17 @@ class KFAC(Estimator):
         return state
 
     def read(self, state: KFACState) -> Curvature:
+        if state.count == 0:
+            raise ValueError(
+                "KFAC.read: no valid loss element has been seen; are all targets ignored, or was there no update?"
+            )
         check_finite(state)
         blocks: list[Curvature] = [
-            Kronecker(block.layout, state.inputs[block.name] / state.rows[block.name], state.outputs[block.name] / state.count)
+            Kronecker(
+                block.layout,
+                state.inputs[block.name] / (state.rows[block.name] or 1),
+                state.outputs[block.name] / state.count,
+            )
             for block in state.blocks
         ]
         return BlockDiagonal([*blocks, *self.read_rest(state)], state.order)
@@ -115,7 +130,12 @@ class KFAC(Estimator):
         return [restrict(self.otherwise.read(state.rest), state.rest_names)]
 
     def _update_factors(
-        self, state: KFACState, objective: Objective, params: TreeLike, batch: Batch, generator: torch.Generator
+        self,
+        state: KFACState,
+        objective: Objective,
+        params: TreeLike,
+        batch: Batch,
+        generator: torch.Generator,
     ) -> None:
         with capture(objective, params, batch, state.blocks) as seen:
             for block in state.blocks:
@@ -140,12 +160,24 @@ def backward(
 ) -> Any:
     """Yield ``(block, rows of output gradients)`` for every chunk of columns and every block."""
     output = seen.output.detach()
+    if not torch.isfinite(output).all():
+        for name, (x, z) in seen.seen.items():
+            for kind, value in (("input", x), ("output", z)):
+                if not torch.isfinite(value).all():
+                    raise ValueError(
+                        f"KFAC: the {kind} of layer {name!r} is not finite; look for NaN or inf in the data and the parameters"
+                    )
     chunks = list(fisher.weighted(objective.loss, output, batch.targets, batch.weights, generator))
     for number, columns in enumerate(chunks):
         found = seen.gradients(columns, last=number == len(chunks) - 1)
         for block in blocks:
             x, _ = seen.seen[block.name]
-            yield block, block.rule.outputs(block.module, factor_type(x), factor_type(found[block.name]), block.leaves(params))
+            yield (
+                block,
+                block.rule.outputs(
+                    block.module, factor_type(x), factor_type(found[block.name]), block.leaves(params)
+                ),
+            )
 
 
 def factor_type(x: Tensor) -> Tensor:
@@ -160,7 +192,8 @@ def restrict(curvature: Curvature, names: list[str]) -> Curvature:
     found = {name for block in kept for name in block.space.shapes}
     if found != set(names):
         raise ValueError(
-            f"KFAC: the estimator passed as otherwise= couples {sorted(set(names) - found)} with other parameters, expected independent ones"
+            f"KFAC: the estimator passed as otherwise= couples {sorted(set(names) - found)} with other parameters, "
+            "expected independent ones"
         )
     return BlockDiagonal(kept, names)
 
@@ -170,7 +203,9 @@ def check_finite(state: KFACState) -> None:
     for kind, sums in (("input", state.inputs), ("output-gradient", state.outputs)):
         for name, value in sums.items():
             if not torch.isfinite(value).all():
-                raise ValueError(f"KFAC: the {kind} factor of layer {name!r} is not finite; look for NaN or inf in the data or the loss")
+                raise ValueError(
+                    f"KFAC: the {kind} factor of layer {name!r} is not finite; look for NaN or inf in the data or the loss"
+                )
 
 
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:

@@ -11,4 +11,16 @@ from weingarten.layers.sharing import Expand, Reduce, Sharing
 RULES: tuple[LayerRule, ...] = (LinearRule(), ConvRule(), EmbeddingRule(), LayerNormRule(), BatchNormRule())
 """The table: the first rule whose types hold a module's exact type speaks for it."""
 
-__all__ = ["RULES", "Block", "Capture", "Expand", "LayerRule", "Reduce", "Sharing", "capture", "find_blocks"]
+__all__ = [
+    "RULES",
+    "Block",
+    "Capture",
+    "ConvRule",
+    "Expand",
+    "LayerRule",
+    "LinearRule",
+    "Reduce",
+    "Sharing",
+    "capture",
+    "find_blocks",
+]

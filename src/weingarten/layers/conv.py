@@ -20,7 +20,7 @@ Conv = nn.Conv1d | nn.Conv2d
 class ConvRule(LayerRule):
     """A convolution is a linear layer on patches (Grosse and Martens 2016, https://arxiv.org/abs/1602.01407).
 
-    Positions are output locations; each group of channels is a block of its own, exactly.
+    Positions are output locations; each group of channels is a block of its own, curvature between groups is left out.
     """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Conv1d, nn.Conv2d)
@@ -43,7 +43,10 @@ class ConvRule(LayerRule):
 def _patches(conv: Conv, x: Tensor) -> Tensor:
     """Input patches ``(N, C * kernel, L)``."""
     if isinstance(conv.padding, str):
-        total = [d * (k - 1) if conv.padding == "same" else 0 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        total = [
+            d * (k - 1) if conv.padding == "same" else 0
+            for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
+        ]
         pads = [(t // 2, t - t // 2) for t in total]
     else:
         pads = [(p, p) for p in conv.padding]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from weingarten.layers.rows import OneHotRows, Rows
@@ -15,7 +16,7 @@ __all__ = ["EmbeddingRule"]
 
 
 class EmbeddingRule(LayerRule):
-    """The input factor is the diagonal of token counts, never a V x V matrix; the padding index has no curvature."""
+    """The input factor is the diagonal of token counts, never a V x V matrix; padding does not count."""
 
     types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Embedding,)
 
@@ -24,10 +25,13 @@ class EmbeddingRule(LayerRule):
 
     def inputs(self, module: nn.Module, x: Tensor, leaves: Tree) -> Rows:
         table = cast(nn.Embedding, module)
-        return OneHotRows(x.reshape(len(x), -1), table.num_embeddings, leaves["weight"].dtype, table.padding_idx)
+        dtype = torch.promote_types(leaves["weight"].dtype, torch.float32)  # bfloat16 cannot count beyond 256
+        return OneHotRows(x.reshape(len(x), -1), table.num_embeddings, dtype, table.padding_idx)
 
     def outputs(self, module: nn.Module, x: Tensor, g: Tensor, leaves: Tree) -> Tensor:
-        return g.reshape(len(g), 1, g.shape[1], -1, g.shape[-1])
+        padding = cast(nn.Embedding, module).padding_idx
+        g = g.reshape(len(g), 1, g.shape[1], -1, g.shape[-1])
+        return g if padding is None else g * (x.reshape(len(x), -1, 1) != padding)
 
     def refuse(self, module: nn.Module) -> str | None:
         table = cast(nn.Embedding, module)

@@ -68,7 +68,11 @@ class BatchNormRule(_NormRule):
 
     def normalised(self, module: nn.Module, x: Tensor) -> Tensor:
         norm = cast(nn.BatchNorm2d, module)
-        return functional.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps)
+        assert norm.running_mean is not None  # else refused
+        assert norm.running_var is not None
+        return functional.batch_norm(
+            x, norm.running_mean.to(x.dtype), norm.running_var.to(x.dtype), eps=norm.eps
+        )
 
     def channels_last(self, module: nn.Module, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:3], -1).mT

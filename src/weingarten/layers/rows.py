@@ -72,13 +72,17 @@ class OneHotRows(Rows):
             squares = (counts[1].to(self.dtype) / self.indices.shape[1]) ** 2
             total = torch.zeros(self.size, dtype=self.dtype, device=self.indices.device)
             return total.index_add_(0, counts[0] % self.size, squares)[None], len(self.indices)
-        counts_all = torch.bincount(self._kept(self.indices.flatten()), minlength=self.size)
-        return counts_all.to(self.dtype)[None], self.indices.numel()
+        kept = self._kept(self.indices.flatten())
+        return torch.bincount(kept, minlength=self.size).to(self.dtype)[None], kept.numel()
 
     def spectrum(self, basis: Eigenbasis, g: Tensor) -> Tensor:
         g = (g @ basis.left.unsqueeze(1))[:, 0].flatten(1, 2)  # (K, N T, out)
         keys = self._keys()
-        keep = torch.ones_like(keys, dtype=torch.bool) if self.ignored is None else keys % self.size != self.ignored
+        keep = (
+            torch.ones_like(keys, dtype=torch.bool)
+            if self.ignored is None
+            else keys % self.size != self.ignored
+        )
         pairs, where = torch.unique(keys[keep], return_inverse=True)
         per_pair = torch.zeros(g.shape[0], len(pairs), g.shape[2], dtype=g.dtype, device=g.device)
         per_pair.index_add_(1, where, g[:, keep])

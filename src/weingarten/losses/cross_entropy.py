@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from weingarten.losses.loss import Loss
+from weingarten.losses.loss import CHUNK, Loss
 
 __all__ = ["CrossEntropy"]
 
@@ -37,14 +37,20 @@ class CrossEntropy(Loss):
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"CrossEntropy: label_smoothing is {self.label_smoothing}, expected a number in [0, 1)")
+            raise ValueError(
+                f"CrossEntropy: label_smoothing is {self.label_smoothing}, expected a number in [0, 1)"
+            )
 
     def elements(self, output: Tensor, target: Tensor) -> Tensor:
         self._check(output, target)
         if target.is_floating_point():
             return -(target * functional.log_softmax(output, 1)).sum(1)
         return functional.cross_entropy(
-            output, target, reduction="none", ignore_index=self.ignore_index, label_smoothing=self.label_smoothing
+            output,
+            target,
+            reduction="none",
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
         )
 
     def count(self, target: Tensor) -> int:
@@ -53,10 +59,12 @@ class CrossEntropy(Loss):
         return int((target != self.ignore_index).sum())
 
     def curvature(self, output: Tensor, target: Tensor, v: Tensor) -> Tensor:
+        self._check(output, target)
         p = output.softmax(1)
         return self._mass(output, target) * p * (v - (p * v).sum(1, keepdim=True))
 
     def root(self, output: Tensor, target: Tensor) -> Iterator[Tensor]:
+        self._check(output, target)
         p = output.softmax(1)
         classes = output.shape[1]
         identity = torch.eye(classes, dtype=p.dtype, device=p.device)
@@ -64,19 +72,24 @@ class CrossEntropy(Loss):
         columns = p.sqrt().movedim(1, 0).unsqueeze(2) * (identity - p)  # (C, N, C, d1, ...)
         columns = columns * self._mass(output, target).sqrt()
         if output.ndim == 2:
-            yield columns
+            yield from columns.split(CHUNK)
             return
         flat = columns.flatten(3)
-        for position in range(flat.shape[-1]):  # one position at a time: cross terms between positions must not appear
+        for position in range(
+            flat.shape[-1]
+        ):  # one position at a time: cross terms between positions must not appear
             alone = torch.zeros_like(flat)
             alone[..., position] = flat[..., position]
-            yield alone.reshape(columns.shape)
+            yield from alone.reshape(columns.shape).split(CHUNK)
 
     def sample(self, output: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
+        self._check(output, target)
         p = output.softmax(1)
         rows = p.movedim(1, -1)
         flat = rows.reshape(-1, rows.shape[-1])
-        label = torch.multinomial(flat.float(), 1, generator=generator)  # float: bfloat16 rounds away small classes
+        label = torch.multinomial(
+            flat.float(), 1, generator=generator
+        )  # float: bfloat16 rounds away small classes
         onehot = torch.zeros_like(flat).scatter_(1, label, 1.0).reshape(rows.shape).movedim(-1, 1)
         return (p - onehot) * self._mass(output, target).sqrt()
 
@@ -97,6 +110,10 @@ class CrossEntropy(Loss):
                 f"shape {tuple(output.shape)} (classes in dimension 1)"
             )
         if target.dtype in (torch.bool, torch.int32, torch.int16, torch.int8, torch.uint8):
-            raise ValueError(f"CrossEntropy: target has type {target.dtype}, expected torch.long or a floating type")
+            raise ValueError(
+                f"CrossEntropy: target has type {target.dtype}, expected torch.long or a floating type"
+            )
         if target.is_floating_point() and self.label_smoothing:
-            raise ValueError("CrossEntropy: label_smoothing is for class indices; smooth the soft labels yourself")
+            raise ValueError(
+                "CrossEntropy: label_smoothing is for class indices; smooth the soft labels yourself"
+            )

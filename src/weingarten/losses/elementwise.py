@@ -8,11 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from weingarten.losses.loss import Loss
+from weingarten.losses.loss import CHUNK, Loss
 
 __all__ = ["ElementwiseLoss"]
-
-_CHUNK = 64  # columns per chunk of the root: bounds memory when a datum has many outputs
 
 
 class ElementwiseLoss(Loss):
@@ -34,8 +32,8 @@ class ElementwiseLoss(Loss):
         """One column per entry of a datum's output, in chunks of at most 64."""
         diagonal = self.second_derivative(output, target).sqrt().reshape(len(output), -1)
         size = diagonal.shape[1]
-        for first in range(0, size, _CHUNK):
-            rows = torch.arange(first, min(first + _CHUNK, size), device=output.device)
+        for first in range(0, size, CHUNK):
+            rows = torch.arange(first, min(first + CHUNK, size), device=output.device)
             columns = torch.zeros(len(rows), *diagonal.shape, dtype=diagonal.dtype, device=output.device)
             columns[torch.arange(len(rows), device=output.device), :, rows] = diagonal[:, rows].T
             yield columns.reshape(len(rows), *output.shape)

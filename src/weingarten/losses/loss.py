@@ -8,7 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["Loss", "check_weights"]
+__all__ = ["CHUNK", "Loss", "check_weights"]
+
+CHUNK = 64
+"""Columns per chunk of a root: bounds memory when a datum has many outputs."""
 
 
 class Loss(ABC):
@@ -65,7 +68,9 @@ def check_weights(weights: Tensor, data: int) -> None:
         ValueError: which of these, with what was found.
     """
     if weights.shape != (data,):
-        raise ValueError(f"Loss: weights have shape {tuple(weights.shape)}, expected ({data},), one per datum")
+        raise ValueError(
+            f"Loss: weights have shape {tuple(weights.shape)}, expected ({data},), one per datum"
+        )
     values = weights.detach()
     if not (values >= 0).all():  # also catches NaN
         worst = int((values.nan_to_num(nan=-torch.inf)).argmin())

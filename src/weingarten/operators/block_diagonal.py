@@ -24,11 +24,13 @@ class BlockDiagonal(Curvature):
         order: the order of the leaves in the joint space; default: as the blocks come.
 
     Raises:
-        ValueError: if a leaf belongs to two blocks, or ``order`` does not name every leaf once.
+        ValueError: if there is no block, a leaf belongs to two blocks, or ``order`` does not name every leaf once.
     """
 
     def __init__(self, blocks: Sequence[Curvature], order: Sequence[str] | None = None) -> None:
         self.blocks = tuple(blocks)
+        if not self.blocks:
+            raise ValueError("BlockDiagonal: found no block, expected at least one curvature")
         owners: dict[str, Curvature] = {}
         for block in self.blocks:
             for name in block.space.shapes:
@@ -37,7 +39,9 @@ class BlockDiagonal(Curvature):
                 owners[name] = block
         names = list(owners) if order is None else list(order)
         if sorted(names) != sorted(owners):
-            raise ValueError(f"BlockDiagonal: order names {sorted(names)}, expected the leaves {sorted(owners)}")
+            raise ValueError(
+                f"BlockDiagonal: order names {sorted(names)}, expected the leaves {sorted(owners)}"
+            )
         self._space = Space(
             shapes={name: owners[name].space.shapes[name] for name in names},
             dtypes={name: owners[name].space.dtypes[name] for name in names},

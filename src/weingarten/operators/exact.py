@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import final
+from collections.abc import Iterator
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 
 from weingarten import tree
-from weingarten.objective import Batch, Data, Objective, curvature_pass
+from weingarten.losses.loss import check_weights
+from weingarten.objective import Batch, Data, Objective, curvature_pass, graph_nodes
 from weingarten.operators.operator import Operator
 from weingarten.tree import Space, Tree, TreeLike
 
@@ -22,6 +25,11 @@ class _BatchSum(Operator):
 
     def __init__(self, objective: Objective, data: Data, params: TreeLike | None = None) -> None:
         """Args as documented in the subclasses."""
+        if isinstance(data, Iterator):
+            raise TypeError(
+                f"{type(self).__name__}: the data is the iterator {type(data).__name__}, which is empty after one product; pass "
+                "a list of batches or a DataLoader"
+            )
         self.objective = objective
         self.data = data
         self.params = tree.detach(objective.params() if params is None else params)
@@ -62,8 +70,14 @@ class Hessian(_BatchSum):
         params = {name: p.requires_grad_() for name, p in tree.detach(self.params).items()}
         with torch.enable_grad():
             value = self.objective.value(params, batch, self._count)
-            gradient = torch.autograd.grad(value, list(params.values()), create_graph=True, materialize_grads=True)
+            if not value.requires_grad:
+                return tree.zeros_like(self.params)
+            gradient = torch.autograd.grad(
+                value, list(params.values()), create_graph=True, materialize_grads=True
+            )
             inner = tree.dot(dict(zip(params, gradient, strict=True)), v)
+            if not inner.requires_grad:  # the loss is linear in the parameters, or does not depend on them
+                return tree.zeros_like(self.params)
             product = torch.autograd.grad(inner, list(params.values()), materialize_grads=True)
         return dict(zip(params, product, strict=True))
 
@@ -93,23 +107,54 @@ class GGN(_BatchSum):
         loss = self.objective.loss
         with torch.enable_grad():
             output, tangent = jacobian_product(self.objective, params, batch, v)
+            if not output.requires_grad:
+                return tree.zeros_like(self.params)
             curved = loss.curvature(output.detach(), batch.targets, tangent.detach()) / self._count
             if batch.weights is not None:
+                check_weights(batch.weights, len(output))
                 curved = curved * batch.weights.detach().reshape(-1, *[1] * (curved.ndim - 1))
             product = torch.autograd.grad(output, list(params.values()), curved, materialize_grads=True)
         return dict(zip(params, product, strict=True))
 
 
 def jacobian_product(objective: Objective, params: Tree, batch: Batch, v: Tree) -> tuple[Tensor, Tensor]:
-    """Output and ``J v`` in one forward pass; by two backward passes where an operation has no forward-mode derivative."""
+    """Output and ``J v`` with the Jacobian of *reverse* mode: in one forward pass where both modes agree.
+
+    Where they do not, by two backward passes: where an operation has no forward derivative, where the model switches gradients
+    off (``torch.no_grad`` does not stop tangents), and in embeddings with a padding index or gradients scaled by frequency.
+    """
     try:
-        with forward_ad.dual_level():
+        with forward_ad.dual_level(), _Watch() as watch:
             dual = {name: forward_ad.make_dual(p, v[name].to(p.dtype)) for name, p in params.items()}
             output, tangent = forward_ad.unpack_dual(objective.forward(dual, batch.inputs))
-        return output, torch.zeros_like(output) if tangent is None else tangent
+        if not watch.gradients_off and not any(_one_sided(node) for node in graph_nodes(output)):
+            return output, torch.zeros_like(output) if tangent is None else tangent
     except NotImplementedError:
-        output = objective.forward(params, batch.inputs)
-        dummy = torch.zeros_like(output, requires_grad=True)
-        pulled = torch.autograd.grad(output, list(params.values()), dummy, create_graph=True, materialize_grads=True)
-        inner = tree.dot(dict(zip(params, pulled, strict=True)), v)
-        return output, torch.autograd.grad(inner, dummy, retain_graph=True)[0]
+        pass
+    output = objective.forward(params, batch.inputs)
+    if not output.requires_grad:
+        return output, torch.zeros_like(output)
+    dummy = torch.zeros_like(output, requires_grad=True)
+    pulled = torch.autograd.grad(
+        output, list(params.values()), dummy, create_graph=True, materialize_grads=True
+    )
+    inner = tree.dot(dict(zip(params, pulled, strict=True)), v)
+    return output, torch.autograd.grad(inner, dummy, retain_graph=True)[0]
+
+
+class _Watch(TorchFunctionMode):
+    """Notes whether an operation runs with gradients switched off."""
+
+    gradients_off = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.gradients_off |= not torch.is_grad_enabled()
+        return func(*args, **(kwargs or {}))
+
+
+def _one_sided(node: Any) -> bool:
+    """Whether the backward pass of a graph node leaves out what its forward derivative has."""
+    if not node.name().startswith("EmbeddingBackward"):
+        return False
+    unsigned_minus_one = 2**64 - 1
+    return node._saved_padding_idx not in (-1, unsigned_minus_one) or bool(node._saved_scale_grad_by_freq)

@@ -61,9 +61,13 @@ class Kronecker(Curvature):
         """The same operator as two rotations and the outer product of the factors' eigenvalues."""
         b, left = torch.linalg.eigh(self.outputs)
         if self._diagonal_inputs:
-            return Eigenbasis(self.layout, left, None, b.clamp(min=0).unsqueeze(-1) * self.inputs.unsqueeze(-2))
+            return Eigenbasis(
+                self.layout, left, None, b.clamp(min=0).unsqueeze(-1) * self.inputs.unsqueeze(-2)
+            )
         a, right = torch.linalg.eigh(self.inputs)
-        return Eigenbasis(self.layout, left, right, b.clamp(min=0).unsqueeze(-1) * a.clamp(min=0).unsqueeze(-2))
+        return Eigenbasis(
+            self.layout, left, right, b.clamp(min=0).unsqueeze(-1) * a.clamp(min=0).unsqueeze(-2)
+        )
 
     def _factored(self, function: FactoredPower) -> Kronecker:
         a, b = self._input_diagonal.mean(-1), self.outputs.diagonal(dim1=-2, dim2=-1).mean(-1)
@@ -87,7 +91,9 @@ class Kronecker(Curvature):
     def __repr__(self) -> str:
         """Leaves and sizes of the factors."""
         out, size = self.outputs.shape[-1], prod(self.space.shapes[n].numel() for n in self.space.shapes)
-        return f"Kronecker({', '.join(self.space.shapes)}: {out} x {self.inputs.shape[-1]}, {size} parameters)"
+        return (
+            f"Kronecker({', '.join(self.space.shapes)}: {out} x {self.inputs.shape[-1]}, {size} parameters)"
+        )
 
 
 def _shifted(matrix: Tensor, shift: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ __all__ = ["Layout"]
 class Layout:
     r"""Leaves side by side in matrices ``(groups, out, in)``.
 
-    Each leaf is reshaped to ``(groups, out_i, in_i)`` and the results are concatenated along the rows (``axis=1``) or the columns
-    (``axis=2``): a weight with its bias appended as the last column is ``axis=2``. A ``transposed`` leaf swaps its two axes first.
+    Each leaf is reshaped to ``(groups, out_i, in_i)`` and the results are concatenated along the rows (``axis=1``) or the
+    columns (``axis=2``): a weight with its bias appended as the last column is ``axis=2``. A ``transposed`` leaf swaps its axes
+    first.
 
     Args:
         space: the leaves of the block in order.

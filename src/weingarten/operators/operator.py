@@ -56,13 +56,18 @@ class Operator(ABC):
     def to_scipy(self) -> LinearOperator:
         """A ``scipy.sparse.linalg.LinearOperator`` on flat numpy vectors, for eigsh, cg and their kin."""
         space = self.space
+        dtype = torch.promote_types(space.dtype, torch.float32)  # numpy has no bfloat16
 
         def product(x: object) -> object:
-            v = torch.as_tensor(x, dtype=space.dtype, device=space.device).reshape(-1)
-            return space.flatten(self.apply(space.unflatten(v))).detach().cpu().numpy()
+            v = torch.as_tensor(x, dtype=dtype, device=space.device).reshape(-1)
+            return space.flatten(self.apply(space.unflatten(v))).detach().to(dtype).cpu().numpy()
 
-        dtype = torch.empty(0, dtype=space.dtype).numpy().dtype
-        return LinearOperator((space.size, space.size), matvec=product, rmatvec=product, dtype=dtype)
+        return LinearOperator(
+            (space.size, space.size),
+            matvec=product,
+            rmatvec=product,
+            dtype=torch.empty(0, dtype=dtype).numpy().dtype,
+        )
 
 
 class Curvature(Operator):
@@ -194,4 +199,6 @@ class Product(Operator):
 def _check_same_space(first: Operator, second: Operator, symbol: str) -> None:
     if first.space.shapes != second.space.shapes:
         difference = sorted(set(first.space.shapes.items()) ^ set(second.space.shapes.items()))
-        raise ValueError(f"Operator {symbol}: the operands act on different leaves, found differing {difference}")
+        raise ValueError(
+            f"Operator {symbol}: the operands act on different leaves, found differing {difference}"
+        )

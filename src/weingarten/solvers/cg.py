@@ -21,9 +21,9 @@ __all__ = ["CG"]
 class CG(Solver):
     r"""Preconditioned conjugate gradients (Hestenes and Stiefel 1952; Nocedal and Wright 2006, algorithm 5.3).
 
-    One step from zero is ``(b^T z / z^T A z) z`` with ``z = P^{-1} b``: the preconditioner's direction with the length that is best
-    in the A-norm. The iteration stops at negative curvature and says so; if that is met in the first step from zero, the value is
-    the preconditioned right-hand side itself, since no length along it is better than another.
+    One step from zero is ``(b^T z / z^T A z) z`` with ``z = P^{-1} b``: the preconditioner's direction with the length that is
+    best in the A-norm. The iteration stops at negative curvature and says so; if that is met in the first step from zero, the
+    value is the preconditioned right-hand side itself, since no length along it is better than another.
 
     Args:
         steps: at most so many products.
@@ -37,11 +37,17 @@ class CG(Solver):
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"CG: steps is {self.steps}, expected >= 1; for no product at all use FirstOrder or a Curvature's solve")
+            raise ValueError(
+                f"CG: steps is {self.steps}, expected >= 1; for no product at all use FirstOrder or a Curvature's solve"
+            )
 
     def solve(self, operator: Operator, b: TreeLike, x0: TreeLike | None = None) -> Solution:
         operator.space.check(b, "CG.solve")
         size = tree.norm(b)
+        if float(size) == 0:
+            return Solution(tree.zeros_like(b), steps=0, residual=0.0, converged=True)
+        if x0 is not None:
+            operator.space.check(x0, "CG.solve, x0")
         x: Tree = tree.zeros_like(b) if x0 is None else dict(x0)
         r: Tree = dict(b) if x0 is None else tree.sub(b, operator.apply(x))
         p, rz, negative, steps = None, None, False, 0
@@ -51,7 +57,7 @@ class CG(Solver):
             product = operator.apply(p)
             curvature = tree.dot(p, product)
             if not float(curvature) > 0:
-                negative = True
+                negative = float(curvature) <= 0  # and not NaN
                 if steps == 0 and x0 is None:
                     x = p
                     r = tree.sub(b, product)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from torch import Tensor
 
 from weingarten import tree
+from weingarten.matfun import SingularMatrixError
 from weingarten.operators import Curvature, Operator
 from weingarten.solvers.solver import Solution, Solver
 from weingarten.tree import TreeLike
@@ -40,17 +42,31 @@ class Direct(Solver):
                 )
             matrix = operator.dense()
             matrix = (matrix + matrix.mT) / 2
-            factor, failed = torch.linalg.cholesky_ex(matrix)
-            flat = space.flatten(b)
-            if int(failed) == 0:
-                value = space.unflatten(torch.cholesky_solve(flat[:, None], factor)[:, 0])
-            else:
-                negative = True
-                value = space.unflatten(torch.linalg.solve(matrix, flat))
+            flat, negative = _solve_symmetric(matrix, space.flatten(b))
+            value = space.unflatten(flat)
         residual = relative(tree.norm(tree.sub(b, operator.apply(value))), tree.norm(b))
-        return Solution(value, steps=1, residual=residual, converged=residual < 1e-2, negative_curvature=negative)
+        return Solution(
+            value, steps=1, residual=residual, converged=residual < 1e-2, negative_curvature=negative
+        )
 
 
-def relative(residual: torch.Tensor, size: torch.Tensor) -> float:
+def _solve_symmetric(matrix: Tensor, b: Tensor) -> tuple[Tensor, bool]:
+    """The solution, and whether an eigenvalue is negative; by Cholesky where the matrix is well conditioned."""
+    tolerance = len(matrix) * torch.finfo(matrix.dtype).eps
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    pivots = factor.diagonal()
+    if int(failed) == 0 and float(pivots.min()) ** 2 > tolerance**0.5 * float(pivots.max()) ** 2:
+        return torch.cholesky_solve(b[:, None], factor)[:, 0], False
+    spectrum, basis = torch.linalg.eigh(matrix)
+    smallest, largest = float(spectrum.abs().min()), float(spectrum.abs().max())
+    if not smallest > tolerance * largest:
+        raise SingularMatrixError(
+            f"Direct.solve: the smallest eigenvalue is {smallest:.2g} in size at a largest of {largest:.2g}, which is singular "
+            f"at {matrix.dtype}; add damping * Identity(operator.space)"
+        )
+    return basis @ ((basis.mT @ b) / spectrum), float(spectrum[0]) < 0
+
+
+def relative(residual: Tensor, size: Tensor) -> float:
     """``residual / size``, zero for a zero right-hand side."""
-    return float(residual / size) if float(size) > 0 else 0.0
+    return 0.0 if float(size) == 0 else float(residual / size)

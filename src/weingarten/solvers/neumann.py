@@ -42,29 +42,42 @@ class Neumann(Solver):
 
     def __post_init__(self) -> None:
         if self.steps < 1 or (self.step is not None and not self.step > 0):
-            raise ValueError(f"Neumann: steps is {self.steps} and step {self.step}, expected steps >= 1 and step > 0 (or None)")
+            raise ValueError(
+                f"Neumann: steps is {self.steps} and step {self.step}, expected steps >= 1 and step > 0 (or None)"
+            )
 
     def solve(self, operator: Operator, b: TreeLike, x0: TreeLike | None = None) -> Solution:
         operator.space.check(b, "Neumann.solve")
         size = tree.norm(b)
-        if float(size) == 0 and x0 is None:
+        if float(size) == 0:
             return Solution(tree.zeros_like(b), steps=0, residual=0.0, converged=True)
-        step = self.step if self.step is not None else 1 / largest_eigenvalue(operator, self.preconditioner, self.power_steps)
+        if x0 is not None:
+            operator.space.check(x0, "Neumann.solve, x0")
+        step = (
+            self.step
+            if self.step is not None
+            else 1 / largest_eigenvalue(operator, self.preconditioner, self.power_steps)
+        )
         x: Tree = tree.zeros_like(b) if x0 is None else dict(x0)
         r: Tree = dict(b) if x0 is None else tree.sub(b, operator.apply(x))
-        first, steps = float(tree.norm(r)), 0
+        first, steps = self._size(r), 0
         while steps < self.steps and float(tree.norm(r)) > self.tol * float(size):
             z = r if self.preconditioner is None else self.preconditioner.apply(r)
             x, r = tree.axpy(step, z, x), tree.axpy(-step, operator.apply(z), r)
             steps += 1
-        last = float(tree.norm(r))
-        if not last <= max(first, self.tol * float(size)):
+        residual, last = relative(tree.norm(r), size), self._size(r)
+        if not (last <= first or residual <= self.tol):
             raise DivergenceError(
-                f"Neumann.solve: the residual grew from {first:.3g} to {last:.3g} in {steps} steps of {step:.3g}; leave step=None, "
-                "raise the damping, or use GGN instead of an indefinite Hessian"
+                f"Neumann.solve: the residual grew from {first:.3g} to {last:.3g} in {steps} steps of {step:.3g}; leave "
+                "step=None, raise the damping, or use GGN instead of an indefinite Hessian"
             )
-        residual = relative(torch.tensor(last), size)
         return Solution(x, steps, residual, converged=residual <= self.tol)
+
+    def _size(self, r: Tree) -> float:
+        """The norm that every step shortens: ``sqrt(r^T P^{-1} r)``."""
+        if self.preconditioner is None:
+            return float(tree.norm(r))
+        return float(tree.dot(r, self.preconditioner.apply(r)).sqrt())
 
     def preconditioned(self, inverse: Operator) -> Neumann:
         return replace(self, preconditioner=inverse)
@@ -86,5 +99,7 @@ def largest_eigenvalue(operator: Operator, preconditioner: Operator | None = Non
             v = preconditioner.apply(v)
         value = float(tree.norm(v))
         if not 0 < value < float("inf"):
-            raise DivergenceError(f"largest_eigenvalue: a product has norm {value}, expected a finite number > 0")
+            raise DivergenceError(
+                f"largest_eigenvalue: a product has norm {value}, expected a finite number > 0"
+            )
     return value
