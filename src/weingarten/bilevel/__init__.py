@@ -1,20 +1,58 @@
-"""Bilevel problems and their hypergradients."""
+"""Bilevel problems, their hypergradients, and the loop that uses them."""
 
+from weingarten.bilevel.checkpoint import CheckpointError
+from weingarten.bilevel.damping import DampingRow, DampingSweep, suggest_damping
+from weingarten.bilevel.diagnose import Check, Dense, Oracle, Part, ReSolve, check_hypergradient
+from weingarten.bilevel.events import Callback, Event
+from weingarten.bilevel.history import History
 from weingarten.bilevel.implicit import Implicit, ImplicitState
-from weingarten.bilevel.penalty import L2
+from weingarten.bilevel.interrupt import Interrupted
+from weingarten.bilevel.loop import Outcome, solve
+from weingarten.bilevel.methods import METHODS, make_method
+from weingarten.bilevel.penalty import L2, Penalty
 from weingarten.bilevel.problem import Batches, Hypergradient, HypergradientMethod, Level, Problem
-from weingarten.bilevel.unrolled import SGD, Adam, Unrolled
+from weingarten.bilevel.progress import ProgressBar
+from weingarten.bilevel.projection import Box, Projection, Simplex
+from weingarten.bilevel.sampling import FromDataset, Rows, Source
+from weingarten.bilevel.unrolled import SGD, Adam, DifferentiableOptimizer, Unrolled
 
 __all__ = [
     "L2",
+    "METHODS",
     "SGD",
     "Adam",
     "Batches",
+    "Box",
+    "Callback",
+    "Check",
+    "CheckpointError",
+    "DampingRow",
+    "DampingSweep",
+    "Dense",
+    "DifferentiableOptimizer",
+    "Event",
+    "FromDataset",
+    "History",
     "Hypergradient",
     "HypergradientMethod",
     "Implicit",
     "ImplicitState",
+    "Interrupted",
     "Level",
+    "Oracle",
+    "Outcome",
+    "Part",
+    "Penalty",
     "Problem",
+    "ProgressBar",
+    "Projection",
+    "ReSolve",
+    "Rows",
+    "Simplex",
+    "Source",
     "Unrolled",
+    "check_hypergradient",
+    "make_method",
+    "solve",
+    "suggest_damping",
 ]

@@ -10,9 +10,16 @@ import torch
 
 from weingarten import tree
 from weingarten.bilevel.penalty import Penalty, PenaltyHessian
-from weingarten.bilevel.problem import Batches, Hypergradient, HypergradientMethod, Level, Problem
+from weingarten.bilevel.problem import (
+    Batches,
+    Hypergradient,
+    HypergradientMethod,
+    Level,
+    Problem,
+    refuse_non_finite,
+)
 from weingarten.estimators import KFAC, Estimator, estimate
-from weingarten.matfun import FactoredPower, MatrixFunction, Power
+from weingarten.matfun import FactoredPower, MatrixFunction
 from weingarten.objective import Batch, Data, Objective, curvature_pass
 from weingarten.operators import GGN, Curvature, Identity, Operator
 from weingarten.solvers import CG, Direct, FirstOrder, Solution, Solver
@@ -83,8 +90,8 @@ class Implicit(HypergradientMethod):
     """
 
     operator: ExactOperator | Estimator = GGN
-    solver: Solver = CG(steps=1)
-    preconditioner: Estimator | None = KFAC()
+    solver: Solver = CG(steps=1)  # noqa: RUF009 - a frozen dataclass
+    preconditioner: Estimator | None = KFAC()  # noqa: RUF009 - a frozen dataclass
     damping: float = 1e-2
     refresh: int = 1
     warm_start: bool = False
@@ -92,10 +99,12 @@ class Implicit(HypergradientMethod):
 
     def __post_init__(self) -> None:
         if not self.damping >= 0 or self.refresh < 1:
-            raise ValueError(f"Implicit: damping is {self.damping} and refresh {self.refresh}, expected damping >= 0 and refresh >= 1")
+            raise ValueError(
+                f"Implicit: damping is {self.damping} and refresh {self.refresh}, expected damping >= 0 and refresh >= 1"
+            )
         if isinstance(self.operator, Estimator) and not isinstance(self.solver, Direct):
             raise ValueError(
-                f"Implicit: the operator is the estimate {type(self.operator).__name__}, expected solver=Direct(), found {self.solver}; "
+                f"Implicit: the operator is the estimate {type(self.operator).__name__}, expected Direct(), found {self.solver}; "
                 "to iterate, pass the estimator as preconditioner and an exact operator such as GGN"
             )
 
@@ -110,11 +119,17 @@ class Implicit(HypergradientMethod):
     ) -> Hypergradient:
         start = time.perf_counter()
         params, hparams = tree.detach(params), tree.detach(hparams)
-        generator = torch.Generator(device=Space.of(params).device).manual_seed(0) if generator is None else generator
+        generator = (
+            torch.Generator(device=Space.of(params).device).manual_seed(0) if generator is None else generator
+        )
         state = ImplicitState() if state is None else state
         loss, b, direct = outer_gradients(problem.outer, params, hparams, batches.outer)
-        solution, products, state = self._inverse_product(problem.inner, params, hparams, batches, b, state, generator)
+        solution, products, state = self._inverse_product(
+            problem.inner, params, hparams, batches, b, state, generator
+        )
+        refuse_non_finite("inverse product", solution.value)
         mixed = mixed_product(problem.inner, params, hparams, batches.mixed, solution.value)
+        refuse_non_finite("mixed derivative", mixed)
         return Hypergradient(
             value=tree.sub(direct, mixed),
             direct=direct,
@@ -142,7 +157,9 @@ class Implicit(HypergradientMethod):
             return self.solver.solve(Identity(Space.of(b)), b), 0, state
         estimator = self.operator if isinstance(self.operator, Estimator) else self.preconditioner
         if estimator is not None:
-            state = self._refreshed(estimator, inner, params, hparams, batches.for_curvature, state, generator)
+            state = self._refreshed(
+                estimator, inner, params, hparams, batches.for_curvature, state, generator
+            )
         if isinstance(self.operator, Estimator):
             assert state.inverse is not None
             q = state.inverse.apply(b)
@@ -173,7 +190,11 @@ class Implicit(HypergradientMethod):
     ) -> ImplicitState:
         """The state with an inverse that is at most ``refresh`` calls old."""
         if state.anchor is not None and state.age < self.refresh:
-            inverse = state.inverse if state.inverse is not None else self._inverse_at(estimator, inner, state.anchor)
+            inverse = (
+                state.inverse
+                if state.inverse is not None
+                else self._inverse_at(estimator, inner, state.anchor)
+            )
             return replace(state, age=state.age + 1, inverse=inverse)
         keep = self.refresh > 1  # otherwise nothing refers to the anchor again
         anchor = Anchor(
@@ -185,7 +206,9 @@ class Implicit(HypergradientMethod):
         inverse = self._inverse_at(estimator, inner, anchor, generator)
         return replace(state, age=1, anchor=anchor if keep else None, inverse=inverse)
 
-    def _inverse_at(self, estimator: Estimator, inner: Level, anchor: Anchor, generator: torch.Generator | None = None) -> Curvature:
+    def _inverse_at(
+        self, estimator: Estimator, inner: Level, anchor: Anchor, generator: torch.Generator | None = None
+    ) -> Curvature:
         if generator is None:
             generator = torch.Generator(device=Space.of(anchor.params).device)
             generator.set_state(anchor.generator_state)
@@ -193,8 +216,9 @@ class Implicit(HypergradientMethod):
         if rest is not None:
             if isinstance(self.operator, Estimator):
                 raise ValueError(
-                    f"Implicit: the penalty {inner.penalty!r} has a Hessian that is no known multiple of the identity, which "
-                    f"{type(estimator).__name__} alone cannot invert; use it as preconditioner: Implicit(solver=CG(3), preconditioner=KFAC())"
+                    f"Implicit: the penalty {inner.penalty!r} is not a known multiple of |params|^2, which "
+                    f"{type(estimator).__name__} alone cannot invert; use it as preconditioner: "
+                    "Implicit(solver=CG(3), preconditioner=KFAC())"
                 )
             if isinstance(rest, Curvature):  # a preconditioner needs no more than its mean
                 constant += float(rest.trace()) / rest.space.size
@@ -232,9 +256,7 @@ def outer_gradients(outer: Level, params: Tree, hparams: Tree, batch: Batch) -> 
         gradients = torch.autograd.grad(value, [*params.values(), *hparams.values()], materialize_grads=True)
     b = dict(zip(params, gradients[: len(params)], strict=True))
     direct = dict(zip(hparams, gradients[len(params) :], strict=True))
-    for name, leaf in [*b.items(), *direct.items()]:
-        if not torch.isfinite(leaf).all():
-            raise ValueError(f"outer gradient: leaf {name!r} is not finite at an outer loss of {float(value):.4g}; look for NaN or inf in the data")
+    refuse_non_finite("outer gradient", {**b, **direct})
     return float(value.detach()), b, direct
 
 
@@ -244,9 +266,11 @@ def mixed_product(inner: Level, params: Tree, hparams: Tree, batch: Batch, q: Tr
     hparams = {name: h.detach().requires_grad_() for name, h in hparams.items()}
     with curvature_pass(inner.objective.model), torch.enable_grad():
         value = inner.value(params, hparams, batch)
-        gradient = torch.autograd.grad(value, list(params.values()), create_graph=True, materialize_grads=True)
+        gradient = torch.autograd.grad(
+            value, list(params.values()), create_graph=True, materialize_grads=True
+        )
         inner_product = tree.dot(dict(zip(params, gradient, strict=True)), tree.detach(q))
-        if not inner_product.requires_grad:  # the inner objective does not depend on the outer variables at all
+        if not inner_product.requires_grad:  # the inner objective does not depend on the outer variables
             return tree.zeros_like(tree.detach(hparams))
         mixed = torch.autograd.grad(inner_product, list(hparams.values()), materialize_grads=True)
     return dict(zip(hparams, mixed, strict=True))

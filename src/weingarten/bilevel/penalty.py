@@ -60,7 +60,9 @@ class L2(Penalty):
 
     def hessian(self, params: TreeLike, hparams: TreeLike) -> DiagonalCurvature:
         c = self._coefficients(params, hparams)
-        return DiagonalCurvature({name: torch.as_tensor(c[name]).detach().to(p).expand_as(p) for name, p in params.items()})
+        return DiagonalCurvature(
+            {name: torch.as_tensor(c[name]).detach().to(p).expand_as(p) for name, p in params.items()}
+        )
 
     def _coefficients(self, params: TreeLike, hparams: TreeLike) -> dict[str, float | Tensor]:
         c = self.coefficient(hparams) if callable(self.coefficient) else self.coefficient
@@ -70,7 +72,9 @@ class L2(Penalty):
 class PenaltyHessian(Operator):
     """The Hessian of any function ``penalty(params, hparams)``, by double backward."""
 
-    def __init__(self, penalty: Callable[[TreeLike, TreeLike], Tensor], params: TreeLike, hparams: TreeLike) -> None:
+    def __init__(
+        self, penalty: Callable[[TreeLike, TreeLike], Tensor], params: TreeLike, hparams: TreeLike
+    ) -> None:
         self.penalty, self.params, self.hparams = penalty, tree.detach(params), tree.detach(hparams)
 
     @property
@@ -81,7 +85,10 @@ class PenaltyHessian(Operator):
         with torch.enable_grad():
             params = {name: p.detach().requires_grad_() for name, p in self.params.items()}
             gradient = torch.autograd.grad(
-                self.penalty(params, self.hparams), list(params.values()), create_graph=True, materialize_grads=True
+                self.penalty(params, self.hparams),
+                list(params.values()),
+                create_graph=True,
+                materialize_grads=True,
             )
             inner = tree.dot(dict(zip(params, gradient, strict=True)), v)
             if not inner.requires_grad:  # a penalty that is linear in the parameters

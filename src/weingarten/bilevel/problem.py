@@ -16,7 +16,15 @@ from torch import Tensor
 from weingarten.objective import Batch, Objective
 from weingarten.tree import Tree, TreeLike
 
-__all__ = ["Batches", "Hypergradient", "HypergradientMethod", "Level", "Problem", "unchanged"]
+__all__ = [
+    "Batches",
+    "Hypergradient",
+    "HypergradientMethod",
+    "Level",
+    "Problem",
+    "refuse_non_finite",
+    "unchanged",
+]
 
 
 def unchanged(hparams: TreeLike, batch: Batch) -> Batch:
@@ -121,3 +129,13 @@ class HypergradientMethod(ABC):
         generator: torch.Generator | None = None,
     ) -> Hypergradient:
         """The hypergradient at ``params`` and ``hparams``; nothing passed in is changed and no graph is kept."""
+
+
+def refuse_non_finite(quantity: str, values: TreeLike) -> None:
+    """Raise a ``ValueError`` that names the first leaf with an entry that is NaN or infinite."""
+    for name, leaf in values.items():
+        if not torch.isfinite(leaf).all():
+            raise ValueError(
+                f"{quantity}: leaf {name!r} has {int((~torch.isfinite(leaf)).sum())} entries that are not finite; "
+                "look for NaN or inf in the data, the parameters and the outer variables"
+            )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weingarten import tree
-from weingarten.bilevel.problem import Batches, Hypergradient, HypergradientMethod, Problem
+from weingarten.bilevel.problem import Batches, Hypergradient, HypergradientMethod, Problem, refuse_non_finite
 from weingarten.objective import curvature_pass
 from weingarten.tree import Tree, TreeLike
 
@@ -60,14 +60,17 @@ class Adam(DifferentiableOptimizer):
     def init(self, params: Tree) -> tuple[int, Tree, Tree]:
         return 0, tree.zeros_like(params), tree.zeros_like(params)
 
-    def step(self, params: Tree, gradient: Tree, state: tuple[int, Tree, Tree]) -> tuple[Tree, tuple[int, Tree, Tree]]:
+    def step(
+        self, params: Tree, gradient: Tree, state: tuple[int, Tree, Tree]
+    ) -> tuple[Tree, tuple[int, Tree, Tree]]:
         count, first, second = state[0] + 1, state[1], state[2]
         b1, b2 = self.betas
         first = {name: b1 * m + (1 - b1) * gradient[name] for name, m in first.items()}
         second = {name: b2 * v + (1 - b2) * gradient[name] ** 2 for name, v in second.items()}
         scale1, scale2 = 1 - b1**count, 1 - b2**count
         moved = {
-            name: p - self.lr * (first[name] / scale1) / (_sqrt(second[name] / scale2) + self.eps) for name, p in params.items()
+            name: p - self.lr * (first[name] / scale1) / (_sqrt(second[name] / scale2) + self.eps)
+            for name, p in params.items()
         }
         return moved, (count, first, second)
 
@@ -97,7 +100,9 @@ class Unrolled(HypergradientMethod):
 
     def __post_init__(self) -> None:
         if self.steps < 1 or (self.truncate is not None and not 1 <= self.truncate <= self.steps):
-            raise ValueError(f"Unrolled: steps is {self.steps} and truncate {self.truncate}, expected 1 <= truncate <= steps")
+            raise ValueError(
+                f"Unrolled: steps is {self.steps} and truncate {self.truncate}, expected 1 <= truncate <= steps"
+            )
 
     def __call__(
         self,
@@ -110,14 +115,33 @@ class Unrolled(HypergradientMethod):
     ) -> Hypergradient:
         start = time.perf_counter()
         leaves = {name: h.detach().requires_grad_() for name, h in hparams.items()}
-        with curvature_pass(problem.inner.objective.model), curvature_pass(problem.outer.objective.model), torch.enable_grad():
+        with (
+            curvature_pass(problem.inner.objective.model),
+            curvature_pass(problem.outer.objective.model),
+            torch.enable_grad(),
+        ):
             moved = self._inner_steps(problem, tree.detach(params), leaves, batches)
             outer = problem.outer.value(moved, leaves, batches.outer)
-            value = dict(zip(leaves, torch.autograd.grad(outer, list(leaves.values()), materialize_grads=True, retain_graph=True), strict=True))
+            value = dict(
+                zip(
+                    leaves,
+                    torch.autograd.grad(
+                        outer, list(leaves.values()), materialize_grads=True, retain_graph=True
+                    ),
+                    strict=True,
+                )
+            )
             direct_loss = problem.outer.value(tree.detach(moved), leaves, batches.outer)
             direct = tree.zeros_like(tree.detach(leaves))
             if direct_loss.requires_grad:
-                direct = dict(zip(leaves, torch.autograd.grad(direct_loss, list(leaves.values()), materialize_grads=True), strict=True))
+                direct = dict(
+                    zip(
+                        leaves,
+                        torch.autograd.grad(direct_loss, list(leaves.values()), materialize_grads=True),
+                        strict=True,
+                    )
+                )
+        refuse_non_finite("unrolled hypergradient", value)
         return Hypergradient(
             value=value,
             direct=direct,
@@ -137,7 +161,9 @@ class Unrolled(HypergradientMethod):
         for step in range(self.steps):
             live = step >= self.steps - differentiated
             value = problem.inner.value(params, hparams, batches.mixed)
-            found = torch.autograd.grad(value, list(params.values()), create_graph=live, materialize_grads=True)
+            found = torch.autograd.grad(
+                value, list(params.values()), create_graph=live, materialize_grads=True
+            )
             params, state = self.optimizer.step(params, dict(zip(params, found, strict=True)), state)
             if not live:
                 params = {name: p.detach().requires_grad_() for name, p in params.items()}
