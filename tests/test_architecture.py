@@ -26,6 +26,8 @@ LAYERS = [
     "losses",
     "objective",
     "fisher",
+    "groups",
+    "symmetry",
     "operators",
     "layers",
     "estimators",

@@ -25,6 +25,7 @@ __all__ = [
     "by_eigh",
     "by_iteration",
     "evaluate",
+    "mean_of",
 ]
 
 
@@ -133,7 +134,9 @@ class Scale(MatrixFunction):
 
     def __post_init__(self) -> None:
         if not self.factor >= 0:
-            raise ValueError(f"Scale: factor is {self.factor}, expected >= 0 (a curvature stays positive semi-definite)")
+            raise ValueError(
+                f"Scale: factor is {self.factor}, expected >= 0 (a curvature stays positive semi-definite)"
+            )
 
     def __call__(self, spectrum: Tensor) -> Tensor:
         return self.factor * spectrum
@@ -145,9 +148,8 @@ def evaluate(function: MatrixFunction, matrix: Tensor) -> Tensor:
     Inverses go through Cholesky, and through eigh where Cholesky meets a matrix that is not positive definite at working
     precision; (inverse) square roots of large damped matrices on a GPU go through matrix products; the rest through eigh.
 
-    >>> evaluate(Power(-1), torch.diag(torch.tensor([1.0, 4.0])))
-    tensor([[1.0000, 0.0000],
-            [0.0000, 0.2500]])
+    >>> evaluate(Power(-1), torch.diag(torch.tensor([1.0, 4.0]))).diagonal()
+    tensor([1.0000, 0.2500])
 
     Raises:
         SingularMatrixError: a negative power or a logarithm of a singular matrix without damping.
@@ -215,9 +217,36 @@ def by_iteration(exponent: float, damping: float, matrix: Tensor, steps: int = 4
         root, inverse_root = root @ update, update @ inverse_root
     else:
         raise SingularMatrixError(
-            f"by_iteration: |I - Z Y| is {last:.2g} after {steps} steps, expected <= 1e-2; raise damping (now {damping}) or use eigh"
+            f"by_iteration: |I - Z Y| is {last:.2g} after {steps} steps, expected <= 1e-2; raise damping (now {damping}) "
+            "or use eigh"
         )
     return root * size.sqrt() if exponent > 0 else inverse_root / size.sqrt()
+
+
+def mean_of(a: Tensor, b: Tensor, floor: float = 0.0) -> Tensor:
+    """``a # b = a^{1/2} (a^{-1/2} b a^{-1/2})^{1/2} a^{1/2}``, the geometric mean of two stacks of PSD matrices.
+
+    Args:
+        a: ``(..., n, n)``.
+        b: ``(..., n, n)``.
+        floor: this multiple of the mean eigenvalue of ``a`` is added to it, so that the mean exists where ``a`` is rank-deficient;
+            zero matrices give zero.
+
+    >>> mean_of(torch.eye(2) * 4, torch.eye(2) * 9)
+    tensor([[6., 0.],
+            [0., 6.]])
+    """
+    _check_finite(a, "mean_of")
+    _check_finite(b, "mean_of")
+    spectrum, basis = torch.linalg.eigh(a)
+    spectrum = spectrum.clamp(min=0) + floor * a.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+    positive = spectrum > 0
+    root = spectrum.sqrt()
+    inverse = torch.where(positive, torch.where(positive, spectrum, 1.0).rsqrt(), 0.0)
+    inner = (inverse.unsqueeze(-1) * (basis.mT @ b @ basis)) * inverse.unsqueeze(-2)
+    middle = by_eigh(Power(0.5), (inner + inner.mT) / 2)
+    outer = (root.unsqueeze(-1) * middle) * root.unsqueeze(-2)
+    return basis @ ((outer + outer.mT) / 2) @ basis.mT
 
 
 def _add_identity(matrix: Tensor, damping: float) -> Tensor:
@@ -230,4 +259,6 @@ def _add_identity(matrix: Tensor, damping: float) -> Tensor:
 
 def _check_finite(matrix: Tensor, call: str) -> None:
     if not torch.isfinite(matrix).all():
-        raise ValueError(f"{call}: the matrix has entries that are not finite; look for NaN or inf in inputs and gradients")
+        raise ValueError(
+            f"{call}: the matrix has entries that are not finite; look for NaN or inf in inputs and gradients"
+        )

@@ -1,0 +1,147 @@
+"""The kinds of a product group, and how wide their blocks are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from weingarten.groups import Action, Kind
+from weingarten.groups.action import TRIVIAL
+from weingarten.symmetry.part import Part
+from weingarten.symmetry.words import FREE, resolve
+from weingarten.tree import TreeLike
+
+__all__ = ["Arrangement", "KindBlock", "KindKey", "Kinds"]
+
+KindKey = tuple[str, tuple[tuple[str, str], ...]]
+"""Cluster, and the nontrivial kinds ``(name, label)`` in order of name; no kind at all is the trivial one of the whole group."""
+
+
+@dataclass(frozen=True)
+class KindBlock:
+    """One kind of the product group.
+
+    Attributes:
+        dim: dimension of the irreducible representation; the weight of the block in traces and log-determinants.
+        length: coordinates used for it.
+        count: members of the family.
+        columns: for each part that contains it, where its columns lie.
+        multiplicity: number of columns, the size of the block.
+    """
+
+    dim: int
+    length: int
+    count: int
+    columns: dict[str, slice]
+    multiplicity: int
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How the axes of one part are arranged: named ones first, by name, then the free ones.
+
+    Attributes:
+        order: the permutation that does it.
+        lengths: of the axes as they come.
+        names: each name and on how many axes it acts, 1 or 2.
+        free: lengths of the free axes.
+    """
+
+    order: tuple[int, ...]
+    lengths: tuple[int, ...]
+    names: tuple[tuple[str, int], ...]
+    free: tuple[int, ...]
+
+
+class Kinds:
+    """The kinds of parts under a product group.
+
+    Args:
+        parts: the parts.
+        groups: by name.
+        sizes: known sizes of names.
+        params: shapes.
+
+    Attributes:
+        sizes: of all names.
+        arranged: each part's axes.
+        blocks: the kinds, in order of appearance.
+
+    Raises:
+        ValueError: if a leaf is missing, not covered exactly once, or the sizes do not fit.
+    """
+
+    def __init__(
+        self, parts: Sequence[Part], groups: Mapping[str, Action], sizes: Mapping[str, int], params: TreeLike
+    ) -> None:
+        self.parts, self.groups = tuple(parts), groups
+        for leaf in dict.fromkeys(part.leaf for part in parts):
+            _check_cover(leaf, parts, params)
+        self.sizes = dict(sizes)
+        simple = sorted(parts, key=lambda part: max((len(word.atoms) for word in part.words), default=0))
+        found = {
+            part.key: resolve(part.words, tuple(part.of(params).shape), self.sizes, part.key)
+            for part in simple
+        }
+        self.arranged = {part.key: _arrange(*found[part.key]) for part in parts}
+        for name in {name for arranged in self.arranged.values() for name, _ in arranged.names}:
+            groups[name].kinds(self.sizes[name])  # refuses lengths that the group cannot act on
+        self.blocks = self._find_blocks()
+
+    def of(self, part: Part) -> list[tuple[KindKey, list[Kind]]]:
+        """All choices of a kind per name for one part, with the key and the kinds in order of name."""
+        found: list[tuple[tuple[tuple[str, str], ...], list[Kind]]] = [((), [])]
+        for name, times in self.arranged[part.key].names:
+            group, size = self.groups[name], self.sizes[name]
+            found = [
+                (key if kind.label == TRIVIAL else (*key, (name, kind.label)), [*kinds, kind])
+                for key, kinds in found
+                for kind in (group.kinds(size) if times == 1 else group.pair_kinds(size))
+            ]
+        return [((part.cluster, key), kinds) for key, kinds in found]
+
+    def _find_blocks(self) -> dict[KindKey, KindBlock]:
+        blocks: dict[KindKey, KindBlock] = {}
+        for part in self.parts:
+            free = prod(self.arranged[part.key].free)
+            for key, kinds in self.of(part):
+                nontrivial = [kind for kind in kinds if kind.label != TRIVIAL]
+                dims = [
+                    prod(getattr(kind, field) for kind in nontrivial) for field in ("dim", "length", "count")
+                ]
+                width = prod(kind.copies for kind in kinds) * free
+                old = blocks.get(key, KindBlock(*dims, {}, 0))
+                columns = old.columns | {part.key: slice(old.multiplicity, old.multiplicity + width)}
+                blocks[key] = KindBlock(*dims, columns, old.multiplicity + width)
+        return blocks
+
+
+def _check_cover(leaf: str, parts: Sequence[Part], params: TreeLike) -> None:
+    if leaf not in params:
+        raise ValueError(f"Symmetry: leaf {leaf!r} is not among the parameters {list(params)}")
+    mine = [part for part in parts if part.leaf == leaf]
+    if len(mine) == 1 and not mine[0].index:
+        return
+    cover = torch.zeros(params[leaf].shape, dtype=torch.int8)
+    for part in mine:
+        cover[part.index] += 1
+    if not (cover == 1).all():
+        times = sorted(set(cover.flatten().tolist()))
+        raise ValueError(
+            f"Symmetry: the parts {[part.key for part in mine]} cover entries of {leaf!r} {times} times, expected once each"
+        )
+
+
+def _arrange(atoms: list[str], lengths: list[int]) -> Arrangement:
+    names = sorted({atom for atom in atoms if atom != FREE})
+    order = [axis for name in names for axis, atom in enumerate(atoms) if atom == name]
+    free = [axis for axis, atom in enumerate(atoms) if atom == FREE]
+    return Arrangement(
+        order=(*order, *free),
+        lengths=tuple(lengths),
+        names=tuple((name, atoms.count(name)) for name in names),
+        free=tuple(lengths[axis] for axis in free),
+    )
