@@ -1,0 +1,1 @@
+"""Benchmarks: modules that print a table for people and, as the last line, one JSON object."""
