@@ -1,0 +1,131 @@
+"""The learning recipe: cross-fitted networks, row weights and a noise model by hypergradients, then one network on the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from weingarten.applications.clean.final import Final
+from weingarten.applications.clean.levels import row_weight
+from weingarten.applications.clean.network import build_network
+from weingarten.applications.clean.settings import Settings
+from weingarten.applications.clean.task import Task
+from weingarten.bilevel import Outcome
+
+__all__ = ["Cleaned", "Settings", "clean_labels"]
+
+LOOP = 0.9
+"""The outer loop's share of the progress bar."""
+THRESHOLD = 0.5
+REASON = "the cleaned model finds the given label less likely than all others together"
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What cleaning found, for N given rows and C classes.
+
+    Attributes:
+        weight: in training, in [0, 1], (N,). With corrected labels a wrong row keeps most of its weight: what it says about the
+            other classes is still used. ``score`` ranks wrong labels better.
+        score: 1 - the cleaned model's probability of the given label, (N,); higher is more likely wrong.
+        suspect: ``score > threshold`` and another label is suggested.
+        threshold: on the score.
+        threshold_reason: why it is this one.
+        suggested: the most likely label, (N,).
+        probability: of each class, (N, C): the cleaned model's.
+        model: the cleaned network.
+        history: one row per outer step: ``step``, ``seconds``, ``outer_loss``, ``inner_loss`` (of one network),
+            ``trusted_accuracy`` (cross-fitted), ``damping``.
+        cost: ``outer steps``, ``curvature products``, ``loop seconds`` (all sessions of a resumed run), ``final seconds``.
+        notes: remarks for the report.
+    """
+
+    weight: Tensor
+    score: Tensor
+    suspect: Tensor
+    threshold: float
+    threshold_reason: str
+    suggested: Tensor
+    probability: Tensor
+    model: nn.Module
+    history: list[dict[str, float]]
+    cost: dict[str, float]
+    notes: list[str] = field(default_factory=list)
+
+
+def clean_labels(
+    train_x: Tensor,
+    given: Tensor,
+    trusted_x: Tensor,
+    trusted_y: Tensor,
+    classes: int,
+    settings: Settings,
+    seed: int,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: Callable[[float, str], None] | None = None,
+) -> Cleaned:
+    """Find wrong labels and train a network that withstands them.
+
+    Args:
+        train_x: features (N, D), standardised.
+        given: labels to judge (N,), class numbers.
+        trusted_x: features of rows whose labels are right, (m, D).
+        trusted_y: these labels, (m,); every class should be there.
+        classes: C.
+        settings: see there.
+        seed: of everything random.
+        checkpoint: where the loop saves its state; None for nowhere.
+        resume: go on from the checkpoint if there is one.
+        progress: called with the part done in [0, 1] and what is going on.
+
+    Raises:
+        ValueError: for an unknown method.
+        CheckpointError: if the checkpoint is of other settings.
+        DivergenceError: if training diverges.
+        Interrupted: a ``KeyboardInterrupt`` after SIGINT, with the state saved to the checkpoint.
+    """
+    tell = progress or (lambda part, text: None)
+    task = Task.make(train_x, given, trusted_x, trusted_y, classes, settings, seed)
+    outcome, history = task.solve(
+        settings, seed, checkpoint, resume, lambda part, text: tell(LOOP * part, text)
+    )
+    looped = time.perf_counter()
+    tell(LOOP, "final model")
+    network = build_network(settings.model, train_x.shape[1], settings.hidden, classes, seed + 1).to(train_x)
+    _finish(network, task, outcome, seed)
+    tell(1.0, "final model")
+    with torch.no_grad():
+        probability = network(train_x).softmax(1)
+    score = 1 - probability.gather(1, given[:, None])[:, 0]
+    return Cleaned(
+        weight=row_weight(outcome.hparams),
+        score=score,
+        suspect=(score > THRESHOLD) & (probability.argmax(1) != given),
+        threshold=THRESHOLD,
+        threshold_reason=REASON,
+        suggested=probability.argmax(1),
+        probability=probability,
+        model=network,
+        history=history,
+        cost={
+            "outer steps": float(outcome.step),
+            "curvature products": float(sum(outcome.history.column("products"))),
+            "loop seconds": history[-1]["seconds"],
+            "final seconds": time.perf_counter() - looped,
+        },
+    )
+
+
+def _finish(network: nn.Module, task: Task, outcome: Outcome, seed: int) -> None:
+    """Train the network on the corrected labels and the trusted rows, which count fully."""
+    soft, confidence = task.corrected(outcome.params, outcome.hparams)
+    trusted = functional.one_hot(task.labels[len(soft) :], soft.shape[1]).to(soft.dtype)
+    weights = torch.cat([confidence, torch.ones(len(trusted), dtype=soft.dtype)])
+    Final().fit(network, task.x, torch.cat([soft, trusted]), weights, seed)

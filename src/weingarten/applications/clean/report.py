@@ -1,0 +1,229 @@
+"""The report: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import math
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from sklearn.feature_selection import f_classif
+
+from weingarten.applications.clean import figures
+from weingarten.applications.clean.final import Final
+from weingarten.applications.clean.rivals import ACCURACY, AUROC
+from weingarten.applications.clean.summary import Spread, Summary
+
+__all__ = ["render", "write_report"]
+
+MOST_SUSPECT = 24
+ROWS_PER_MISTAKE = 3
+KEY_COLUMNS = 6
+
+
+def write_report(folder: Path, summary: Summary) -> None:
+    """Write ``report.html`` and ``overview.png``."""
+    (folder / "report.html").write_text(render(summary), encoding="utf-8")
+    (folder / "overview.png").write_bytes(figures.overview(summary))
+
+
+def render(summary: Summary) -> str:
+    """The report as text."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["spread"] = _spread
+    environment.filters["thousands"] = lambda n: f"{n:,}".replace(",", "\u202f")
+    template = environment.from_string(
+        files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
+    )
+    return template.render(
+        summary=summary,
+        values=summary.values,
+        cards=_cards(summary),
+        done=_what_was_done(summary),
+        accuracy=_ranked(summary.accuracy, ACCURACY),
+        auroc=_ranked(summary.auroc, AUROC),
+        several=len(summary.results) > 1,
+        bars=figures.accuracy_bars(summary) if summary.accuracy else None,
+        histograms=figures.histograms(summary),
+        curves=figures.learning_curves(summary),
+        suspects=_suspects(summary),
+        cost=_cost(summary),
+        settings=_settings(summary),
+    )
+
+
+def _spread(spread: Spread, digits: int = 3) -> str:
+    if all(value == round(value) for value in spread.values) and spread.mean >= 1:
+        digits = 0 if spread.mean == round(spread.mean) else 1
+    mean = f"{spread.mean:.{digits}f}"
+    return mean if math.isnan(spread.deviation) else f"{mean} ± {spread.deviation:.{digits}f}"
+
+
+def _ranked(spreads: dict[str, Spread], names: dict[str, str]) -> list[tuple[str, str, Spread]]:
+    """Key, name and figure, best first; what nobody can have (true labels) last."""
+    keys = sorted(spreads, key=lambda key: (key == "true", -spreads[key].mean))
+    return [(key, names[key], spreads[key]) for key in keys]
+
+
+def _cards(summary: Summary) -> list[tuple[str, str, str]]:
+    """Figure, what it is, and what to compare it with."""
+    cards, counts = [], summary.values["counts"]
+    rivals = {key: s for key, s in summary.accuracy.items() if key not in ("cleaned", "true")}
+    if "cleaned" in summary.accuracy and rivals:
+        best = max(rivals, key=lambda key: rivals[key].mean)
+        cards.append(
+            (
+                f"{summary.accuracy['cleaned'].mean:.3f}",
+                "held-out accuracy",
+                f"best rival: {rivals[best].mean:.3f}, {ACCURACY[best]}",
+            )
+        )
+    if "cleaned" in summary.auroc:
+        others = {key: s for key, s in summary.auroc.items() if key != "cleaned"}
+        best = max(others, key=lambda key: others[key].mean)
+        cards.append(
+            (
+                f"{summary.auroc['cleaned'].mean:.4f}",
+                "AUROC of the ranking",
+                f"best rival: {others[best].mean:.4f}, {AUROC[best]}",
+            )
+        )
+    share = summary.values["suspects"] / max(1, len(summary.labels))
+    truth = (
+        f"{counts['wrong']} of {counts['train']} labels are wrong"
+        if "wrong" in counts
+        else f"{share:.0%} of {len(summary.labels)} judged rows"
+    )
+    cards.append((str(summary.values["suspects"]), "suspect labels", truth))
+    seconds = summary.values["line"]["seconds"]
+    cards.append(
+        (
+            f"{seconds:.0f} s",
+            "in all",
+            f"{len(summary.results)} seed{'s' * (len(summary.results) > 1)}, rivals included",
+        )
+    )
+    return cards
+
+
+def _what_was_done(summary: Summary) -> list[str]:
+    source, counts, settings = summary.source, summary.values["counts"], summary.values["settings"]
+    network = (
+        "a linear model"
+        if settings["model"] == "linear"
+        else f"a network with one hidden layer of {settings['hidden']} units"
+    )
+    noise = (
+        f" To see whether wrong labels are found, {source.noise.describe()} on purpose."
+        if source.noise
+        else ""
+    )
+    origin = f"from {source.trusted.name}" if source.trusted is not None else f"split off {source.train.name}"
+    held = (
+        f" {counts['held_out']} rows were held out to measure accuracy and seen by nothing else."
+        if counts["held_out"]
+        else ""
+    )
+    data = (
+        f"The table {source.train.name} has {len(source.train)} rows in {len(source.classes)} classes. "
+        f"{counts['train']} rows "
+        f"({counts['features']} features after standardising and one-hot coding) were judged.{noise} "
+        f"{counts['trusted']} rows "
+        f"{origin} are trusted: their labels are taken as right.{held}"
+    )
+    weights = (
+        f"{network.capitalize()} is trained on the judged rows, each with a weight between 0 and 1, and the weights are changed "
+        "so that the trained model does better on the trusted rows: a row that teaches the model something wrong loses weight. "
+        "How the trained model answers to each weight, the hypergradient, needs the curvature of the training loss; here by the "
+        f"method {settings['method']}."
+    )
+    corrected = (
+        "Which class is mistaken for which is learned in the same way, and labels are corrected by it. A row whose label is "
+        "corrected still teaches something and may keep most of its weight; what tells wrong labels apart is the score."
+    )
+    rivals = (
+        f"Every rival uses the same kind of network and Adam for {Final.steps} steps, and chooses its weight decay, and whether "
+        "to mix rows as the cleaned model does, by the trusted rows."
+    )
+    return [data, weights, *([corrected] if settings["correct_labels"] else []), rivals]
+
+
+def _settings(summary: Summary) -> list[tuple[str, Any]]:
+    values = {**summary.values["request"], **summary.values["settings"]}
+    named = [
+        (key.replace("_", " "), "auto" if value is None else value)
+        for key, value in values.items()
+        if value not in ([], ())
+    ]
+    unset = {"label", "trusted", "noise", "held out", "trusted size"}
+    named = [(key, "default" if key in unset and value == "auto" else value) for key, value in named]
+    return [*named, ("seeds", ", ".join(map(str, summary.values["seeds"])))]
+
+
+def _cost(summary: Summary) -> list[tuple[str, str]]:
+    words = {
+        "cleaned": "cleaning",
+        "confidence": "cross-validation",
+        "kept": "rival: what cleanlab keeps, with cross-validation",
+        "logistic": "logistic regression on the trusted part",
+        "total": "one seed in all",
+    }
+    parts = [
+        (words.get(key, f"rival: {ACCURACY.get(key, key)}") + ", seconds", _spread(s, 2))
+        for key, s in summary.seconds.items()
+    ]
+    return [(key.replace("_", " "), _spread(s, 2)) for key, s in summary.cost.items()] + parts
+
+
+def _suspects(summary: Summary) -> dict[str, Any]:
+    """The most suspect rows of each mistake, with pictures or with the columns that tell the classes apart best."""
+    table = summary.labels[summary.labels["suspect"] == "yes"].sort_values(
+        "score", ascending=False, kind="stable"
+    )
+    place = table.groupby(
+        ["given", "suggested"]
+    ).cumcount()  # so that one frequent mistake does not fill the page
+    table = table.iloc[np.argsort(place.to_numpy() >= ROWS_PER_MISTAKE, kind="stable")].head(MOST_SUSPECT)
+    table = table.sort_values("score", ascending=False, kind="stable")
+    features, shape = summary.source.train.features, summary.source.train.image_shape
+    rows = table.to_dict("records")
+    columns: list[str] = []
+    if shape is not None:
+        for row in rows:
+            row["picture"] = figures.picture(features.iloc[row["row"]].to_numpy(), shape)
+    else:
+        columns = _key_columns(summary)
+        for row in rows:
+            row["values"] = [_short(features[name].iloc[row["row"]]) for name in columns]
+    return {
+        "rows": rows,
+        "columns": columns,
+        "pictures": shape is not None,
+        "truth": "truth" in table.columns,
+    }
+
+
+def _key_columns(summary: Summary) -> list[str]:
+    encoding = summary.results[0].classifier.encoding
+    labels = summary.labels
+    encoded = encoding.apply(summary.source.train.features.iloc[labels["row"].to_numpy()]).numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        telling = np.nan_to_num(f_classif(encoded[:, encoded.std(0) > 0], labels["given"])[0], posinf=1e30)
+    strength = np.zeros(encoding.width)
+    strength[encoded.std(0) > 0] = telling
+    ends = np.cumsum([column.width for column in encoding.columns])
+    best = {
+        c.name: strength[end - c.width : end].max() for c, end in zip(encoding.columns, ends, strict=True)
+    }
+    chosen = set(sorted(best, key=lambda name: -best[name])[:KEY_COLUMNS])
+    return [column.name for column in encoding.columns if column.name in chosen]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return "missing" if math.isnan(value) else f"{value:.4g}"
+    return str(value)[:40]
