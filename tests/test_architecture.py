@@ -39,6 +39,7 @@ LAYERS = [
 ALLOWED = {layer: set(LAYERS[: i + 1]) for i, layer in enumerate(LAYERS)}
 # The oracles stand aside: they see the problem, not the methods they judge. Checks built on them may use them.
 ALLOWED["reference"] = {"reference", "tree", "losses", "objective", "operators"}
+ALLOWED["reference_orbit"] = {"reference_orbit", "tree", "groups", "symmetry"}
 for consumer in ("bilevel", "applications", "cli"):
     ALLOWED[consumer].add("reference")
 ALLOWED["cli"].add("weingarten")  # the command line is a user of the package as a whole

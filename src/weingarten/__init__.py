@@ -32,8 +32,9 @@ from weingarten.bilevel import (
     solve,
     suggest_damping,
 )
-from weingarten.estimators import EKFAC, KFAC, Diagonal, Estimator, estimate
+from weingarten.estimators import EKFAC, KFAC, Diagonal, Estimator, Orbit, OrbitFisher, OrbitSecant, estimate
 from weingarten.fisher import Empirical, Exact, Fisher, MonteCarlo
+from weingarten.groups import Conjugated, Permutation, Rotation, SignedPermutation, Signs, Wreath
 from weingarten.layers import Expand, Reduce
 from weingarten.losses import MSE, BinaryCrossEntropy, CrossEntropy, Loss
 from weingarten.matfun import FactoredPower, Log, MatrixFunction, Power, Scale, Shift
@@ -41,6 +42,7 @@ from weingarten.objective import Batch, Objective
 from weingarten.operators import (
     GGN,
     BlockDiagonal,
+    Commutant,
     Curvature,
     DiagonalCurvature,
     Eigenbasis,
@@ -48,8 +50,12 @@ from weingarten.operators import (
     Identity,
     Kronecker,
     Operator,
+    geometric_mean,
+    orbit_mean,
+    orbit_moment,
 )
 from weingarten.solvers import CG, Direct, DivergenceError, FirstOrder, Neumann, Solution, Solver
+from weingarten.symmetry import Symmetry, plan
 
 __version__ = "0.1.0"
 
@@ -69,6 +75,8 @@ __all__ = [
     "BlockDiagonal",
     "Box",
     "CheckpointError",
+    "Commutant",
+    "Conjugated",
     "CrossEntropy",
     "Curvature",
     "Dense",
@@ -102,25 +110,38 @@ __all__ = [
     "Neumann",
     "Objective",
     "Operator",
+    "Orbit",
+    "OrbitFisher",
+    "OrbitSecant",
     "Outcome",
     "Penalty",
+    "Permutation",
     "Power",
     "Problem",
     "ProgressBar",
     "Projection",
     "ReSolve",
     "Reduce",
+    "Rotation",
     "Rows",
     "Scale",
     "Shift",
+    "SignedPermutation",
+    "Signs",
     "Simplex",
     "Solution",
     "Solver",
     "Source",
+    "Symmetry",
     "Unrolled",
+    "Wreath",
     "check_hypergradient",
     "estimate",
+    "geometric_mean",
     "make_method",
+    "orbit_mean",
+    "orbit_moment",
+    "plan",
     "solve",
     "suggest_damping",
 ]

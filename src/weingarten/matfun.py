@@ -229,8 +229,8 @@ def mean_of(a: Tensor, b: Tensor, floor: float = 0.0) -> Tensor:
     Args:
         a: ``(..., n, n)``.
         b: ``(..., n, n)``.
-        floor: this multiple of the mean eigenvalue of ``a`` is added to it, so that the mean exists where ``a`` is rank-deficient;
-            zero matrices give zero.
+        floor: this multiple of the mean eigenvalue of ``a`` is added to it, so that the mean exists where ``a`` is
+            rank-deficient; zero matrices give zero.
 
     >>> mean_of(torch.eye(2) * 4, torch.eye(2) * 9)
     tensor([[6., 0.],
@@ -244,7 +244,10 @@ def mean_of(a: Tensor, b: Tensor, floor: float = 0.0) -> Tensor:
     root = spectrum.sqrt()
     inverse = torch.where(positive, torch.where(positive, spectrum, 1.0).rsqrt(), 0.0)
     inner = (inverse.unsqueeze(-1) * (basis.mT @ b @ basis)) * inverse.unsqueeze(-2)
-    middle = by_eigh(Power(0.5), (inner + inner.mT) / 2)
+    values, vectors = torch.linalg.eigh((inner + inner.mT) / 2)
+    rounding = values.shape[-1] * torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)
+    values = torch.where(values > rounding, values, 0.0)  # a root would make much of rounding errors
+    middle = (vectors * values.sqrt().unsqueeze(-2)) @ vectors.mT
     outer = (root.unsqueeze(-1) * middle) * root.unsqueeze(-2)
     return basis @ ((outer + outer.mT) / 2) @ basis.mT
 

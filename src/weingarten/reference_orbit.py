@@ -43,12 +43,14 @@ def elements(group: Action, n: int) -> Iterator[Any]:
 
 
 def group_matrices(symmetry: Symmetry, params: TreeLike) -> Iterator[Tensor]:
-    """The matrix ``(P, P)`` of every element of the product group, on flat parameters."""
-    space = Space.of({leaf: params[leaf] for leaf in symmetry.leaves()})
+    """The matrix ``(P, P)`` of every element of the product group, on flat parameters in their own order."""
+    space = _space(symmetry, params)
     sizes = symmetry.kinds(params).sizes
     names = symmetry.names()
     for chosen in itertools.product(*(elements(symmetry.groups[name], sizes[name]) for name in names)):
-        yield _matrix(symmetry, dict(zip(names, chosen, strict=True)), space)
+        found = dict(zip(names, chosen, strict=True))
+        if _keeps_ties(symmetry, found):
+            yield _matrix(symmetry, found, space)
 
 
 def orbit_average(matrix: Tensor, symmetry: Symmetry, params: TreeLike) -> Tensor:
@@ -64,12 +66,32 @@ def sampled_orbit_average(
     matrix: Tensor, symmetry: Symmetry, params: TreeLike, draws: int, generator: torch.Generator
 ) -> Tensor:
     """``E[A M A^T]`` over random elements, for infinite groups; the error falls as ``draws ** -1/2``."""
-    space = Space.of({leaf: params[leaf] for leaf in symmetry.leaves()})
+    space = _space(symmetry, params)
     total = torch.zeros_like(matrix)
     for _ in range(draws):
         a = _matrix(symmetry, symmetry.sample(params, generator), space)
         total += a @ matrix @ a.T
     return total / draws
+
+
+def _space(symmetry: Symmetry, params: TreeLike) -> Space:
+    return Space.of({leaf: p for leaf, p in params.items() if leaf in symmetry.leaves()})
+
+
+def _keeps_ties(symmetry: Symmetry, found: dict[str, Any]) -> bool:
+    """Whether axes with one tie have one outer element, that of the tie's own name if there is one."""
+    outer = {
+        name: element for name, element in found.items() if not isinstance(symmetry.groups[name], Wreath)
+    }
+    for name, element in found.items():
+        group = symmetry.groups[name]
+        if (
+            isinstance(group, Wreath)
+            and group.tie is not None
+            and not torch.equal(outer.setdefault(group.tie, element[0]), element[0])
+        ):
+            return False
+    return True
 
 
 def _matrix(symmetry: Symmetry, elements_by_name: dict[str, Any], space: Space) -> Tensor:

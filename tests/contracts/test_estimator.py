@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,30 @@ from torch import nn
 import weingarten as wg
 from tests.cases import PROBLEMS, WEIGHTS, N, Problem, generator, rows
 
+
+class Anywhere(wg.Estimator):
+    """An orbit estimator with a symmetry for whatever parameters there are: one name per layer, on first axes of one length."""
+
+    def __init__(self, make: Callable[[wg.Symmetry], wg.Estimator], group: wg.groups.Action) -> None:
+        self.make, self.group = make, group
+
+    def init(self, objective, params):
+        spec, lengths = {}, {}
+        for leaf, p in params.items():
+            layer = f"{leaf.rpartition('.')[0] or leaf}-rows"
+            moved = lengths.setdefault(layer, len(p)) == len(p)
+            spec[leaf] = f"{layer if moved else '.'} {'. ' * (p.ndim - 1)}"
+        groups = dict.fromkeys(lengths, self.group)
+        estimator = self.make(wg.Symmetry.parse(spec, params=params, **groups).by_component())
+        return estimator, estimator.init(objective, params)
+
+    def update(self, state, objective, params, batch, generator):
+        return state[0], state[0].update(state[1], objective, params, batch, generator)
+
+    def read(self, state):
+        return state[0].read(state[1])
+
+
 ESTIMATORS: dict[str, wg.Estimator] = {
     "KFAC": wg.KFAC(),
     "KFAC exact": wg.KFAC(wg.Exact()),
@@ -19,8 +44,14 @@ ESTIMATORS: dict[str, wg.Estimator] = {
     "EKFAC exact": wg.EKFAC(wg.Exact()),
     "Diagonal": wg.Diagonal(),
     "Diagonal sampled": wg.Diagonal(wg.MonteCarlo(2)),
+    "Orbit": Anywhere(wg.Orbit, wg.Permutation()),
+    "OrbitSecant": Anywhere(wg.OrbitSecant, wg.SignedPermutation()),
+    "OrbitFisher": Anywhere(wg.OrbitFisher, wg.Permutation()),
+    "OrbitFisher exact": Anywhere(lambda s: wg.OrbitFisher(s.uncoupled(), wg.Exact()), wg.Rotation()),
 }
-DETERMINISTIC = ["KFAC exact", "KFAC empirical, reduce", "EKFAC exact", "Diagonal"]
+DETERMINISTIC = [
+    "KFAC exact", "KFAC empirical, reduce", "EKFAC exact", "Diagonal", "Orbit", "OrbitSecant", "OrbitFisher exact"
+]  # fmt: skip
 
 
 def accepted(names: list[str]) -> list[pytest.param]:
@@ -28,7 +59,7 @@ def accepted(names: list[str]) -> list[pytest.param]:
         pytest.param(ESTIMATORS[e], problem, id=f"{e} - {p}")
         for e in names
         for p, problem in PROBLEMS.items()
-        if problem.kfac or isinstance(ESTIMATORS[e], wg.Diagonal)
+        if problem.kfac or isinstance(ESTIMATORS[e], wg.Diagonal | Anywhere)
     ]
 
 

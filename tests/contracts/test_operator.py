@@ -12,6 +12,7 @@ from weingarten import tree
 from weingarten.layers import RULES
 from weingarten.matfun import SingularMatrixError
 from weingarten.operators import Layout
+from weingarten.symmetry import Isotypic
 from weingarten.tree import Space
 
 
@@ -56,6 +57,28 @@ CURVATURES = {
         [kronecker(), wg.DiagonalCurvature({"z": normal(3) ** 2 + 0.1})], order=["b", "z", "w"]
     ),
 }
+
+
+ORBITS = {
+    "coupled": ({"w": "h .", "b": "h"}, {"h": wg.Permutation()}),
+    "square": ({"w": "h h", "b": "h"}, {"h": wg.Permutation()}),
+    "slices": ({"w[0:2]": "s .", "w[2:4]": "r .", "b": "."}, {"s": wg.Signs(), "r": wg.Rotation()}),
+    "heads": ({"w": "h k", "b": "k"}, {"h": wg.Wreath(2), "k": wg.Permutation()}),
+}
+
+
+def commutant(name: str) -> wg.Commutant:
+    spec, groups = ORBITS[name]
+    params = {"w": normal(4, 4 if name in ("square", "heads") else 2), "b": normal(4, seed=1)}
+    isotypic = Isotypic(wg.Symmetry.parse(spec, **groups), params)
+    blocks = {
+        key: stack(block.count, block.multiplicity, 10 * i)
+        for i, (key, block) in enumerate(isotypic.blocks.items())
+    }
+    return wg.Commutant(isotypic, blocks)
+
+
+CURVATURES |= {f"Commutant, {name}": lambda name=name: commutant(name) for name in ORBITS}
 
 
 def exact(kind: type[wg.GGN] | type[wg.Hessian], name: str) -> wg.Operator:

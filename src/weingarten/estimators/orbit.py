@@ -16,7 +16,7 @@ from weingarten.symmetry.isotypic import Coordinates, Isotypic
 from weingarten.symmetry.spec import Symmetry
 from weingarten.tree import Tree, TreeLike
 
-__all__ = ["Orbit", "OrbitSecant", "OrbitState", "check_covered"]
+__all__ = ["Orbit", "OrbitSecant", "OrbitState", "check_covered", "check_decay"]
 
 
 @dataclass
@@ -63,7 +63,7 @@ class _GradientEstimator(Estimator):
             state.gradient = gradient if state.gradient is None else tree.add(state.gradient, gradient)
             state.count += count
             return state
-        new = gram(state.isotypic, state.isotypic.gather(tree.scale(1 / max(count, 1), gradient)))
+        new = gram(state.isotypic, _coordinates(state, tree.scale(1 / max(count, 1), gradient)))
         old = state.grams
         state.grams = (
             new if old is None else {key: self.decay * old[key] + block for key, block in new.items()}
@@ -75,9 +75,12 @@ class _GradientEstimator(Estimator):
         """``S_g``: uncentred, so that the invariant part of the gradient keeps its place in the all-trivial block."""
         if state.grams is not None:
             return {key: block / state.weight for key, block in state.grams.items()}
-        if state.gradient is None:
-            raise ValueError(f"{type(self).__name__}.read: no data has been seen; call update first")
-        return gram(state.isotypic, state.isotypic.gather(tree.scale(1 / state.count, state.gradient)))
+        if state.gradient is None or state.count == 0:
+            raise ValueError(
+                f"{type(self).__name__}.read: no valid loss element has been seen; are all targets ignored, or was there no "
+                "update?"
+            )
+        return gram(state.isotypic, _coordinates(state, tree.scale(1 / state.count, state.gradient)))
 
 
 @final
@@ -86,15 +89,15 @@ class Orbit(_GradientEstimator):
     r"""``H_g = R2(g, g)^{1/2}``: the orbit average of a gradient, made a Hessian estimate by the secant condition.
 
     ``g = H (w - w*)`` on every point of the orbit; with ``S_w`` proportional to the identity, ``S_g ~ H S_w H`` gives
-    ``H ~ S_g^{1/2}`` up to scale (Artemev et al. 2026, eq. 11, https://arxiv.org/abs/2606.00442). It needs a gradient that carries
-    signal: near a minimum use averages over steps or :class:`OrbitFisher`.
+    ``H ~ S_g^{1/2}`` up to scale (Artemev et al. 2026, eq. 11, https://arxiv.org/abs/2606.00442). It needs a gradient that
+    carries signal: near a minimum use averages over steps or :class:`OrbitFisher`.
 
     Centring matters on the all-trivial block alone, where the centred moment is zero; there the uncentred one is used.
 
     Args:
         symmetry: covers every parameter; ``symmetry.uncoupled()`` for a block-diagonal estimate.
-        decay: None (default) takes one moment of the mean gradient of all data; a number in (0, 1] makes every batch a step and
-            averages the moments with that factor on earlier ones.
+        decay: None (default) takes one moment of the mean gradient of all data; a number in (0, 1] makes every batch a step
+            and averages the moments with that factor on earlier ones.
 
     Raises (from ``init``):
         ValueError: if the symmetry does not cover a parameter, by name.
@@ -102,6 +105,9 @@ class Orbit(_GradientEstimator):
 
     symmetry: Symmetry
     decay: float | None = None
+
+    def __post_init__(self) -> None:
+        check_decay("Orbit", self.decay)
 
     def read(self, state: OrbitState) -> Curvature:
         blocks = {key: evaluate(Power(0.5), block) for key, block in self.moment(state).items()}
@@ -113,21 +119,29 @@ class Orbit(_GradientEstimator):
 class OrbitSecant(_GradientEstimator):
     r"""``H_pd = S_w^{-1} # S_g``: the one positive semi-definite H with ``H S_w H = S_g`` (eq. 10 of the same source).
 
-    ``S_w`` is the moment of the parameters and often rank-deficient: a multiple of its mean eigenvalue is added on every block. The
-    all-trivial block uses uncentred moments, as in :class:`Orbit`.
+    ``S_w`` is the moment of the parameters and often rank-deficient: a multiple of its mean eigenvalue is added on every
+    block. The all-trivial block uses uncentred moments, as in :class:`Orbit`.
 
     Args:
         symmetry: covers every parameter.
         decay: as for :class:`Orbit`.
-        floor: what is added to ``S_w``, relative to the mean eigenvalue of the block.
+        floor: what is added to ``S_w``, relative to the mean eigenvalue of the block; 1 where that is zero.
+
+    Raises (from ``init``):
+        ValueError: if the symmetry does not cover a parameter, by name.
     """
 
     symmetry: Symmetry
     decay: float | None = None
     floor: float = 1e-3
 
+    def __post_init__(self) -> None:
+        check_decay("OrbitSecant", self.decay)
+        if not self.floor >= 0:
+            raise ValueError(f"OrbitSecant: floor is {self.floor}, expected >= 0")
+
     def read(self, state: OrbitState) -> Curvature:
-        weights = gram(state.isotypic, state.isotypic.gather(state.params))
+        weights = gram(state.isotypic, _coordinates(state, state.params))
         blocks = {}
         for key, block in self.moment(state).items():
             mean = weights[key].diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
@@ -135,6 +149,18 @@ class OrbitSecant(_GradientEstimator):
             floor = torch.where(mean > 0, self.floor * mean, 1.0)
             blocks[key] = mean_of(evaluate(Power(-1), weights[key] + floor * identity), block)
         return Commutant(state.isotypic, blocks)
+
+
+def _coordinates(state: OrbitState, values: TreeLike) -> Coordinates:
+    """In float32 at least, in which matrices can be decomposed."""
+    found = state.isotypic.gather(values)
+    return {key: u.to(torch.promote_types(u.dtype, torch.float32)) for key, u in found.items()}
+
+
+def check_decay(call: str, decay: float | None) -> None:
+    """Raise a ``ValueError`` for a factor that is no average."""
+    if decay is not None and not 0 < decay <= 1:
+        raise ValueError(f"{call}: decay is {decay}, expected a number in (0, 1]")
 
 
 def total_gradient(objective: Objective, params: TreeLike, batch: Batch) -> tuple[Tree, int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from weingarten import tree
 from weingarten.estimators.diagonal import _rows as input_rows
 from weingarten.estimators.estimator import Estimator
-from weingarten.estimators.orbit import check_covered
+from weingarten.estimators.orbit import check_covered, check_decay
 from weingarten.estimators.orbit_rows import PartRows, factor, materialised, moment_of
 from weingarten.fisher import Fisher, MonteCarlo
 from weingarten.layers import RULES, Block, ConvRule, LinearRule, capture, find_blocks
@@ -44,26 +44,32 @@ class OrbitFisherState:
 class OrbitFisher(Estimator):
     r"""``(1/M) sum_n w_n sum_k R2(J_n^T s_nk, J_n^T s_nk)``: the orbit average of the GGN.
 
-    Unlike the estimates from one gradient it keeps its signal near a minimum, where the mean gradient vanishes, and no root is
-    taken: it is a GGN estimate as it stands. For linear and convolutional layers the per-datum gradient is a sum of outer products
-    over positions, and its moments come from inner products of the factors wherever that is cheaper than forming it.
+    Unlike the estimates from one gradient it keeps its signal near a minimum, where the mean gradient vanishes, and no root
+    is taken: it is a GGN estimate as it stands. For linear and convolutional layers the per-datum gradient is a sum of outer
+    products over positions, and its moments come from inner products of the factors wherever that is cheaper than forming it.
 
     Args:
         symmetry: covers every parameter; ``symmetry.uncoupled()`` for a block-diagonal estimate.
         fisher: which output gradients; as for ``KFAC``.
         decay: factor on earlier batches; 1 weighs all batches alike.
+
+    Raises (from ``init``):
+        ValueError: if the symmetry does not cover a parameter, by name.
     """
 
     symmetry: Symmetry
     fisher: Fisher = MonteCarlo()
     decay: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_decay("OrbitFisher", self.decay)
+
     def init(self, objective: Objective, params: TreeLike) -> OrbitFisherState:
         check_covered("OrbitFisher", self.symmetry, params)
         isotypic = Isotypic(self.symmetry, params)
         blocks: list[Block] = []
         if isinstance(objective.model, nn.Module):
-            found, _ = find_blocks(objective.model, params, RULES)
+            found, _ = find_blocks(objective.model, _untied(objective.model, params), RULES)
             blocks = [
                 block
                 for block in found
@@ -74,7 +80,7 @@ class OrbitFisher(Estimator):
                 block.count,
                 block.multiplicity,
                 block.multiplicity,
-                dtype=isotypic.space.dtype,
+                dtype=torch.promote_types(isotypic.space.dtype, torch.float32),
                 device=isotypic.space.device,
             )
             for key, block in isotypic.blocks.items()
@@ -103,7 +109,9 @@ class OrbitFisher(Estimator):
 
     def read(self, state: OrbitFisherState) -> Curvature:
         if state.count == 0:
-            raise ValueError("OrbitFisher.read: no data has been seen; call update first")
+            raise ValueError(
+                "OrbitFisher.read: no valid loss element has been seen; are all targets ignored, or was there no update?"
+            )
         blocks = {
             key: value / (state.count * state.isotypic.blocks[key].dim) for key, value in state.sums.items()
         }
@@ -139,6 +147,15 @@ class OrbitFisher(Estimator):
                         state.isotypic, rest, objective, params, batch, columns[column, piece], piece
                     )
                 _accumulate(state, rows)
+
+
+def _untied(model: nn.Module, params: TreeLike) -> Tree:
+    """Parameters that belong to one layer each; those of several go through per-datum gradients."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    single = {group[0] for group in owners.values() if len(group) == 1}
+    return {name: p for name, p in params.items() if name in single}
 
 
 def _accumulate(state: OrbitFisherState, rows: dict[str, PartRows]) -> None:
@@ -214,8 +231,9 @@ def per_datum_gradients(
         def output(p: Tree) -> Tensor:
             return objective.forward(fixed | p, input_rows(batch.inputs, row.reshape(1))).squeeze(0)
 
-        _, pull = torch.func.vjp(output, wanted)
-        return pull(column)[0]
+        pull = torch.func.vjp(output, wanted)[1]
+        found: Tree = pull(column)[0]
+        return found
 
     rows = torch.arange(len(batch.targets), device=columns.device)[piece]
     return torch.func.vmap(one)(rows, columns)

@@ -136,7 +136,8 @@ def _factored_moment(first: Factored, second: Factored, names: Names) -> Tensor:
     inner = []
     for name, _ in names:
         p, q = first.side(name), second.side(name)
-        assert p is not None and q is not None
+        assert p is not None
+        assert q is not None
         inner.append(torch.einsum("ntclx,nsclz->ntscxz", p, q))
     # free entries come in the order (out, in) of each part, named or not
     if len(names) == 2:

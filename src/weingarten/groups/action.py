@@ -38,10 +38,10 @@ class Kind:
 
 
 class Action(ABC):
-    """A group on an axis of length n. Coordinates are isometric: ``split`` keeps the Euclidean norm and ``merge`` is its adjoint.
+    """A group on an axis of length n.
 
-    Only representations of *real type* may be named a kind, those whose commutant is the multiples of the identity (Schur's lemma);
-    SO(2) is not of that type.
+    Coordinates are isometric: ``split`` keeps the Euclidean norm and ``merge`` is its adjoint. Only representations of *real
+    type* may be named a kind, those whose commutant is the multiples of the identity (Schur's lemma); SO(2) is not of that type.
     """
 
     @abstractmethod

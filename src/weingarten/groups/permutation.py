@@ -16,10 +16,11 @@ __all__ = ["Permutation"]
 
 @dataclass(frozen=True)
 class Permutation(Action):
-    """``S_n``: hidden units under any elementwise activation. Kinds: the mean (trivial), and the rest (standard, dimension n - 1).
+    """``S_n``: hidden units under any elementwise activation.
 
-    Two axes (n >= 4): trivial twice (mean of the diagonal and off it), standard three times (centred diagonal, row and column sums
-    of the rest), symmetric and antisymmetric matrices with zero diagonal and zero row sums; 2^2 + 3^2 + 1 + 1 = 15 coefficients.
+    Kinds: the mean (trivial), and the rest (standard, dimension n - 1). Two axes (n >= 4): trivial twice (mean of the diagonal
+    and off it), standard three times (centred diagonal, row and column sums of the rest), symmetric and antisymmetric matrices
+    with zero diagonal and zero row sums; 2^2 + 3^2 + 1 + 1 = 15 coefficients.
     """
 
     def kinds(self, n: int) -> tuple[Kind, ...]:
@@ -38,7 +39,7 @@ class Permutation(Action):
         if n == 1:
             return mean
         rest = pieces["standard"][..., 0, :, 0]
-        return mean + rest - rest.mean(-1, keepdim=True)
+        return rest + (mean - rest.mean(-1, keepdim=True))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return torch.randperm(n, generator=generator)
@@ -93,7 +94,7 @@ class Permutation(Action):
 
 
 def _off_diagonal(total: Tensor, plus: Tensor, minus: Tensor, n: int) -> Tensor:
-    """The matrix with zero diagonal that has the given coordinates of mean, of row plus column sums, and of row minus column sums."""
+    """The matrix with zero diagonal and these coordinates of mean, of row plus column sums, and of row minus column sums."""
     u = plus / (2 * (n - 2)) ** 0.5
     v = minus / (2 * n) ** 0.5
     full = (

@@ -137,12 +137,13 @@ def capture(
     with ExitStack() as stack:
         stack.enter_context(curvature_pass(objective.model))
         stack.enter_context(torch.enable_grad())
-        for block in blocks:
-            handle = block.module.register_forward_hook(
-                _recorder(block.name, seen, versions, data), with_kwargs=True
-            )
-            stack.callback(handle.remove)
-        output = objective.forward(leaves, batch.inputs)
+        with ExitStack() as hooks:  # gone when the caller runs the model again
+            for block in blocks:
+                handle = block.module.register_forward_hook(
+                    _recorder(block.name, seen, versions, data), with_kwargs=True
+                )
+                hooks.callback(handle.remove)
+            output = objective.forward(leaves, batch.inputs)
         missing = [block.name for block in blocks if block.name not in seen]
         if missing:
             raise ValueError(

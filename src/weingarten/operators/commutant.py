@@ -110,7 +110,7 @@ def _projector(group: Action, label: str, n: int, times: int) -> Tensor:
 
 
 def _contract(value: Tensor, weight: Tensor, before: int) -> Tensor:
-    """Replace the last of ``before + 1`` kinds, at count, copy and copy axes, by entries of the axis, moved to the front of free."""
+    """Replace the last of ``before + 1`` kinds, at count, copy and copy axes, by entries of the axis, in front of free."""
     kinds = before + 1
     # axes: counts 0..before, copies kinds..kinds+before, copies 2*kinds..2*kinds+before, then what is done and free
     value = value.movedim((before, kinds + before, 2 * kinds + before), (0, 1, 2))

@@ -16,6 +16,8 @@ from weingarten.tree import Space, Tree, TreeLike
 
 __all__ = ["Coordinates", "Isotypic"]
 
+Names = tuple[tuple[str, str], ...]
+
 Coordinates = dict[KindKey, Tensor]
 """``(count, length, multiplicity)`` by kind."""
 
@@ -25,7 +27,7 @@ class Isotypic:
 
     Args:
         symmetry: what acts where. Leaves that it does not speak of are not part of the space.
-        params: shapes, types and device.
+        params: shapes, types, device, and the order of the leaves.
 
     Attributes:
         blocks: the kinds, in order of appearance.
@@ -35,8 +37,9 @@ class Isotypic:
 
     def __init__(self, symmetry: Symmetry, params: TreeLike) -> None:
         self.symmetry = symmetry
-        self.space = Space.of({leaf: params[leaf] for leaf in symmetry.leaves() if leaf in params} or params)
         self.kinds = symmetry.kinds(params)
+        leaves = set(symmetry.leaves())
+        self.space = Space.of({leaf: p for leaf, p in params.items() if leaf in leaves})
         self.blocks, self.arranged, self.sizes = self.kinds.blocks, self.kinds.arranged, self.kinds.sizes
 
     def gather(self, values: TreeLike) -> Coordinates:
@@ -49,20 +52,13 @@ class Isotypic:
 
     def scatter(self, coordinates: Coordinates) -> Tree:
         """The adjoint of :meth:`gather`, its inverse on coordinates that were gathered."""
-        result = {
-            leaf: torch.empty(shape, dtype=next(iter(coordinates.values())).dtype, device=self.space.device)
-            for leaf, shape in self.space.shapes.items()
-        }
+        like = next(iter(coordinates.values()))  # new_zeros keeps the batch dimension of a vmap
+        result = {leaf: like.new_zeros(shape) for leaf, shape in self.space.shapes.items()}
         for part in self.symmetry.parts:
             arranged = self.arranged[part.key]
-            found = {
-                key: coordinates[key][..., block.columns[part.key]]
-                for key, block in self.blocks.items()
-                if part.key in block.columns
-            }
-            x = self._merge(part, arranged, found)
+            x = self._merge(part, arranged, coordinates)
             shape = [arranged.lengths[i] for i in arranged.order]
-            x = x.reshape(shape).permute(tuple(int(i) for i in torch.tensor(arranged.order).argsort()))
+            x = x.reshape(shape).permute(sorted(range(len(shape)), key=arranged.order.__getitem__))
             target = part.of(result)
             target.copy_(x.reshape(target.shape))
         return {leaf: value.to(self.space.dtypes[leaf]) for leaf, value in result.items()}
@@ -72,9 +68,10 @@ class Isotypic:
         arranged = self.arranged[part.key]
         x = x.reshape(arranged.lengths).permute(arranged.order)
         x = x.reshape(*x.shape[: x.ndim - len(arranged.free)], prod(arranged.free))
-        found: dict[tuple[tuple[str, str], ...], Tensor] = {(): x}
+        found: dict[Names, Tensor] = {(): x}
         for name, times in arranged.names:
-            group, new = self.symmetry.groups[name], {}
+            group = self.symmetry.groups[name]
+            new: dict[Names, Tensor] = {}
             for key, value in found.items():
                 moved = value.movedim(0, -1) if times == 1 else value.movedim(0, -1).movedim(0, -1)
                 pieces = group.split(moved) if times == 1 else group.pair_split(moved)
@@ -84,18 +81,19 @@ class Isotypic:
         names = len(arranged.names)
         return {(part.cluster, key): _to_columns(value, names) for key, value in found.items()}
 
-    def _merge(self, part: Part, arranged: Arrangement, found: Coordinates) -> Tensor:
-        tensors: dict[tuple[tuple[str, str], ...], Tensor] = {}
+    def _merge(self, part: Part, arranged: Arrangement, coordinates: Coordinates) -> Tensor:
+        tensors: dict[Names, Tensor] = {}
         for key, kinds in self.kinds.of(part):
-            tensors[key[1]] = _from_columns(found[key], kinds, prod(arranged.free))
+            columns = self.blocks[key].columns[part.key]
+            tensors[key[1]] = _from_columns(coordinates[key][..., columns], kinds, prod(arranged.free))
         for name, times in reversed(arranged.names):
             group, size = self.symmetry.groups[name], self.sizes[name]
-            groups: dict[tuple[tuple[str, str], ...], dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                label = dict(key).get(name, TRIVIAL)
-                rest = tuple(item for item in key if item[0] != name)
+            groups: dict[Names, dict[str, Tensor]] = {}
+            for names, value in tensors.items():
+                label = dict(names).get(name, TRIVIAL)
+                rest = tuple(item for item in names if item[0] != name)
                 groups.setdefault(rest, {})[label] = value
-            merged = {}
+            merged: dict[Names, Tensor] = {}
             for rest, pieces in groups.items():
                 if times == 1:
                     merged[rest] = group.merge(pieces, size).movedim(-1, 0)

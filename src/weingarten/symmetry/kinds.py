@@ -87,9 +87,29 @@ class Kinds:
             for part in simple
         }
         self.arranged = {part.key: _arrange(*found[part.key]) for part in parts}
-        for name in {name for arranged in self.arranged.values() for name, _ in arranged.names}:
-            groups[name].kinds(self.sizes[name])  # refuses lengths that the group cannot act on
+        for part in parts:
+            self._check_lengths(part)
         self.blocks = self._find_blocks()
+
+    def _check_lengths(self, part: Part) -> None:
+        """Groups refuse lengths they cannot act on; say where. Names that move together may not meet on one leaf."""
+        atoms = [atom for word in part.words for atom in word.atoms]
+        shared: dict[str, str] = {}
+        for name, _ in self.arranged[part.key].names:
+            other = shared.setdefault(getattr(self.groups[name], "tie", None) or name, name)
+            if other != name:
+                raise ValueError(
+                    f"Symmetry: {part.key!r} carries {other!r} and {name!r}, whose heads move together; free one of them"
+                )
+        for name, times in self.arranged[part.key].names:
+            group, size = self.groups[name], self.sizes[name]
+            try:
+                group.kinds(size)
+                if times == 2:
+                    group.pair_kinds(size)
+            except ValueError as error:
+                where = [_axis_of(part, i) for i, atom in enumerate(atoms) if atom == name]
+                raise ValueError(f"Symmetry: {name!r} on axis {where} of {part.key!r}: {error}") from error
 
     def of(self, part: Part) -> list[tuple[KindKey, list[Kind]]]:
         """All choices of a kind per name for one part, with the key and the kinds in order of name."""
@@ -109,20 +129,39 @@ class Kinds:
             free = prod(self.arranged[part.key].free)
             for key, kinds in self.of(part):
                 nontrivial = [kind for kind in kinds if kind.label != TRIVIAL]
-                dims = [
-                    prod(getattr(kind, field) for kind in nontrivial) for field in ("dim", "length", "count")
-                ]
-                width = prod(kind.copies for kind in kinds) * free
-                old = blocks.get(key, KindBlock(*dims, {}, 0))
-                columns = old.columns | {part.key: slice(old.multiplicity, old.multiplicity + width)}
-                blocks[key] = KindBlock(*dims, columns, old.multiplicity + width)
+                old = blocks.get(key)
+                columns, start = ({}, 0) if old is None else (old.columns, old.multiplicity)
+                stop = start + prod(kind.copies for kind in kinds) * free
+                blocks[key] = KindBlock(
+                    dim=prod(kind.dim for kind in nontrivial),
+                    length=prod(kind.length for kind in nontrivial),
+                    count=prod(kind.count for kind in nontrivial),
+                    columns=columns | {part.key: slice(start, stop)},
+                    multiplicity=stop,
+                )
         return blocks
+
+
+def _axis_of(part: Part, atom: int) -> int:
+    """The axis of the leaf on which an atom lies, the first one if it spans several."""
+    first, seen = 0, 0
+    for word in part.words:
+        seen += len(word.atoms)
+        if atom < seen:
+            break
+        first += word.span
+    return first
 
 
 def _check_cover(leaf: str, parts: Sequence[Part], params: TreeLike) -> None:
     if leaf not in params:
         raise ValueError(f"Symmetry: leaf {leaf!r} is not among the parameters {list(params)}")
     mine = [part for part in parts if part.leaf == leaf]
+    for part in mine:
+        if len(part.index) > params[leaf].ndim:
+            raise ValueError(
+                f"Symmetry: {part.key!r} has {len(part.index)} slices, but {leaf!r} has {params[leaf].ndim} axes"
+            )
     if len(mine) == 1 and not mine[0].index:
         return
     cover = torch.zeros(params[leaf].shape, dtype=torch.int8)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -33,3 +34,7 @@ class Part:
     def of(self, values: TreeLike) -> Tensor:
         """The part's tensor, a view."""
         return values[self.leaf][self.index] if self.index else values[self.leaf]
+
+    def without(self, names: Collection[str]) -> Part:
+        """The same with the axes that carry these names free."""
+        return replace(self, words=tuple(word.free(names) for word in self.words))

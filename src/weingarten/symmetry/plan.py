@@ -52,7 +52,7 @@ def plan(symmetry: Symmetry, max_block: int = 1024, max_cost: float | None = Non
 
     Starts from the whole group, coupled by component. Free axes that are too wide by themselves get sign flips, which leaves
     a diagonal there (what Adam does with embeddings); leaves that are too wide together are uncoupled. Then names are freed
-    one at a time, the one that gives the most averaged coefficients first, while that gives more of them, no block has more
+    one at a time, the one that adds most entries to what is estimated first, while that adds any, no block has more
     than ``max_block`` columns and a moment costs at most ``max_cost``. For a transformer that keeps heads and hidden units and
     frees the residual stream.
 
@@ -73,11 +73,11 @@ def plan(symmetry: Symmetry, max_block: int = 1024, max_cost: float | None = Non
     decisions: list[Decision] = []
     names, reasons = list(symmetry.names()), dict[str, str]()
     while names:
-        tried = {name: _fitted(current.drop(name), max_block) for name in names}
+        tried, reasons = _tried(current, names, max_block)
         costs = {name: cost_of(_blocks(found)) for name, found in tried.items()}
-        gains = {name: _coefficients(found) - _coefficients(current) for name, found in tried.items()}
-        reasons = {
-            n: _excess(c, max_block, max_cost) or ("" if gains[n] > 0 else "fewer coefficients")
+        gains = {name: _entries(found) - _entries(current) for name, found in tried.items()}
+        reasons |= {
+            n: _excess(c, max_block, max_cost) or ("" if gains[n] > 0 else "a coarser estimate")
             for n, c in costs.items()
         }
         allowed = [name for name in names if not reasons[name]]
@@ -87,10 +87,23 @@ def plan(symmetry: Symmetry, max_block: int = 1024, max_cost: float | None = Non
         reason = f"largest block {costs[name].largest}, moment {costs[name].gram_flops / 1e6:.1f} Mflop"
         decisions.append(Decision(name, "freed", reason))
         current = tried[name]
-        names.remove(name)
+        gone = [n for n in names if n != name and n not in current.names()]
+        decisions += [Decision(n, "freed", f"its heads move with those of {name}") for n in gone]
+        names = [n for n in names if n != name and n not in gone]
     decisions += [Decision(name, "kept", f"freeing it: {reasons[name]}") for name in names]
     decisions += _by_leaf(current, max_block)
     return Plan(current, tuple(decisions), cost_of(_blocks(current)))
+
+
+def _tried(current: Symmetry, names: list[str], max_block: int) -> tuple[dict[str, Symmetry], dict[str, str]]:
+    """The symmetry without each name, and why some names cannot be freed."""
+    found, reasons = {}, {}
+    for name in names:
+        try:
+            found[name] = _fitted(current.drop(name), max_block)
+        except ValueError as error:  # free axes on both sides of another name
+            reasons[name] = str(error)
+    return found, reasons
 
 
 def _by_leaf(symmetry: Symmetry, max_block: int) -> list[Decision]:
@@ -120,12 +133,12 @@ def _blocks(symmetry: Symmetry) -> dict[KindKey, KindBlock]:
     return _kinds(symmetry).blocks
 
 
-def _coefficients(symmetry: Symmetry) -> int:
-    """Number of coefficients in blocks that some kept group averages; neither diagonals nor moments of free leaves count."""
+def _entries(symmetry: Symmetry) -> int:
+    """How many entries of the matrix, in isotypic coordinates, a kept group estimates; diagonals and free leaves do not count."""
     total = 0
     for (_, kinds), block in _blocks(symmetry).items():
         if kinds and not any(name.startswith(_SIGNS) for name, _ in kinds):
-            total += block.count * block.multiplicity**2
+            total += block.count * block.dim * block.multiplicity**2
     return total
 
 
@@ -140,8 +153,9 @@ def _excess(cost: Cost, max_block: int, max_cost: float | None) -> str:
 def _fitted(symmetry: Symmetry, max_block: int) -> Symmetry:
     """Coupled by component; what is too wide by itself made diagonal on its free axes, what is too wide together uncoupled."""
     current = symmetry.by_component()
+    arranged = _kinds(current).arranged
     for part in symmetry.parts:
-        if prod(_kinds(current).arranged[part.key].free) > max_block:
+        if prod(arranged[part.key].free) > max_block:
             current = _diagonal(current, part)
     current = current.by_component()
     while True:

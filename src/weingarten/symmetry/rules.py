@@ -7,23 +7,36 @@ from __future__ import annotations
 
 from torch import fx
 
-from weingarten.symmetry.rules_contraction import addmm, convolution, einsum, linear, matmul, sdpa, transposed_convolution
+from weingarten.symmetry.rules_contraction import (
+    addmm,
+    convolution,
+    einsum,
+    linear,
+    matmul,
+    sdpa,
+    transposed_convolution,
+)
 from weingarten.symmetry.rules_norm import (
     batch_norm,
     group_norm,
     layer_norm,
     mixing,
+    native_batch_norm,
     pool,
     reduce,
     reduce_with_position,
     rms_norm,
+    slopes,
     softmax,
+    triangle,
+    vector_norm,
 )
 from weingarten.symmetry.rules_pointwise import ADD, ANY, KEEP, ODD, divide_by, multiply, pointwise, power
-from weingarten.symmetry.rules_recurrent import embedding, recurrent
+from weingarten.symmetry.rules_recurrent import cell, embedding, recurrent
 from weingarten.symmetry.rules_shape import (
     concatenate,
     expand,
+    gate,
     getitem,
     index,
     permute,
@@ -59,6 +72,11 @@ def position(trace: Trace, node: fx.Node) -> Value:
     return trace.fresh(node)
 
 
+def nothing(trace: Trace, node: fx.Node) -> Value:
+    """Assertions about shapes and types."""
+    return []
+
+
 P, S, R = Bound.PERMUTATION, Bound.SIGNED, Bound.ROTATION
 odd, anything, keep = pointwise(ODD), pointwise(ANY), pointwise(KEEP)
 
@@ -72,7 +90,7 @@ RULES: dict[str, Rule] = {
     # the same entries
     "clone": same, "contiguous": same, "detach": same, "alias": same, "_to_copy": same, "to": same, "dropout": same,
     "lift_fresh_copy": same, "type_as": same, "feature_dropout": same, "alpha_dropout": same,
-    "getitem": getitem,
+    "_assert_tensor_metadata": nothing, "_assert_async": nothing, "getitem": getitem,
     # moving, merging, splitting and picking axes
     "permute": permute, "transpose": permute, "t": permute, "unsqueeze": unsqueeze, "squeeze": squeeze,
     "view": view, "reshape": view, "_unsafe_view": view, "unflatten": view, "flatten": view,
@@ -92,6 +110,7 @@ RULES: dict[str, Rule] = {
     "hardswish": anything, "hardsigmoid": anything, "log_sigmoid": anything, "exp": anything, "log": anything,
     "log1p": anything, "expm1": anything, "sqrt": anything, "rsqrt": anything, "reciprocal": anything, "abs": anything,
     "cos": anything, "clamp": anything, "clamp_min": anything, "clamp_max": anything, "threshold": anything,
+    "prelu": slopes, "glu": gate,
     "maximum": anything, "minimum": anything, "where": anything, "masked_fill": anything, "isnan": anything,
     "eq": anything, "ne": anything, "lt": anything, "le": anything, "gt": anything, "ge": anything,
     "logical_not": anything, "logical_and": anything, "logical_or": anything, "bitwise_not": anything,
@@ -100,17 +119,23 @@ RULES: dict[str, Rule] = {
     # reductions and normalisations
     "sum": reduce(P, R), "mean": reduce(P, R), "amax": reduce(P, P), "amin": reduce(P, P), "logsumexp": reduce(P, P),
     "var": reduce(P, P), "std": reduce(P, P), "any": reduce(P, P), "all": reduce(P, P),
+    "linalg_vector_norm": vector_norm,
     "max": reduce_with_position, "min": reduce_with_position,
     "softmax": softmax, "log_softmax": softmax, "_softmax": softmax, "_log_softmax": softmax,
     "layer_norm": layer_norm, "rms_norm": rms_norm, "group_norm": group_norm,
-    "batch_norm": batch_norm, "instance_norm": batch_norm,
+    "batch_norm": batch_norm, "_native_batch_norm_legit_no_training": native_batch_norm,
+    "_native_batch_norm_legit": native_batch_norm,
+    "instance_norm": batch_norm,
     # positions along an axis
-    "cumsum": mixing(R), "cumprod": mixing(P), "flip": mixing(R), "roll": mixing(R, 2),
+    "cumsum": mixing(R), "cumprod": mixing(P), "flip": mixing(R), "tril": triangle, "triu": triangle,
+    "roll": mixing(R, 2), "diff": mixing(P, 2),
     "avg_pool1d": pool(R), "avg_pool2d": pool(R), "avg_pool3d": pool(R), "adaptive_avg_pool1d": pool(R),
     "adaptive_avg_pool2d": pool(R), "_adaptive_avg_pool2d": pool(R), "adaptive_avg_pool3d": pool(R),
+    "pad": pool(P), "constant_pad_nd": pool(P), "upsample_nearest2d": pool(R), "upsample_bilinear2d": pool(R),
     "max_pool1d": pool(P), "max_pool2d": pool(P), "max_pool3d": pool(P),
     # layers that are one operator
     "embedding": embedding,
+    "rnn_tanh_cell": cell(1, S), "rnn_relu_cell": cell(1, P), "lstm_cell": cell(4, P), "gru_cell": cell(3, P),
     "rnn_tanh": recurrent(1, S), "rnn_relu": recurrent(1, P), "lstm": recurrent(4, P), "gru": recurrent(3, P),
 }
 # fmt: on

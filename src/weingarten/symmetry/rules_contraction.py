@@ -54,7 +54,7 @@ def _name_roles(a: Axes, b: Axes, query: bool) -> None:
     """Readable names: products of two activations are queries with keys, or attention with values."""
     for axis in leaves([a[-1] if query else b[-1]]):
         axis.role = axis.role or ("qk" if query else "vo")
-    for axis in leaves(b[1:-2]):
+    for axis in leaves([*a[1:-2], *b[1:-2]]):
         axis.role = axis.role or "heads"
 
 
@@ -149,11 +149,6 @@ def sdpa(trace: Trace, node: fx.Node) -> Value:
             return trace.unknown_operator(node)
         q, k, v = grouped
     batch = list(range(len(q) - 2))
-    for axes, role in ((q, "qk"), (v, "vo")):
-        for leaf in leaves([axes[-1]]):
-            leaf.role = leaf.role or role
-    for leaf in leaves(q[1:-2]):
-        leaf.role = leaf.role or "heads"
     scores = contract(trace, node, [(q, [*batch, "t", "e"]), (k, [*batch, "s", "e"])], [*batch, "t", "s"])
     if causal:
         trace.free(scores[-2:], f"the causal mask of {trace.why(node)}")
@@ -164,6 +159,8 @@ def sdpa(trace: Trace, node: fx.Node) -> Value:
     result = contract(
         trace, node, [(scores, [*batch, "t", "s"]), (v, [*batch, "s", "f"])], [*batch, "t", "f"]
     )
+    _name_roles(q, k, query=True)
+    _name_roles(scores, v, query=False)
     if len(trace.shape(node)) < len(result):  # grouped queries: merge (groups, queries of a group) again
         result = [*result[:-4], product(result[-4:-2]), *result[-2:]]
     return result

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import fx
 
 from weingarten.symmetry.rules_pointwise import ANY, MULTIPLY, combine, dims_of
-from weingarten.symmetry.trace import Axes, Rule, Trace, Value
+from weingarten.symmetry.trace import Axes, Rule, Trace, Value, operator_name
 from weingarten.symmetry.trace_axes import Axis, Bound, divide, frozen, is_frozen, product
 
-__all__ = ["batch_norm", "group_norm", "layer_norm", "mixing", "pool", "reduce", "reduce_with_position", "rms_norm", "softmax"]
+__all__ = [
+    "batch_norm",
+    "group_norm",
+    "layer_norm",
+    "mixing",
+    "native_batch_norm",
+    "pool",
+    "reduce",
+    "reduce_with_position",
+    "rms_norm",
+    "slopes",
+    "softmax",
+    "triangle",
+    "vector_norm",
+]
 
 
 def reduce(along: Bound, others: Bound, position: int = 1) -> Rule:
@@ -37,6 +52,12 @@ def reduce(along: Bound, others: Bound, position: int = 1) -> Rule:
         return [Axis(1) if d in dims else axis for d, axis in enumerate(axes)] if keep else kept
 
     return rule
+
+
+def vector_norm(trace: Trace, node: fx.Node) -> Value:
+    """The Euclidean norm is invariant under rotations, other norms under permutations."""
+    order = node.args[1] if len(node.args) > 1 else 2
+    return reduce(Bound.ROTATION if order == 2 else Bound.PERMUTATION, Bound.PERMUTATION, 2)(trace, node)
 
 
 def reduce_with_position(trace: Trace, node: fx.Node) -> Value:
@@ -77,14 +98,21 @@ def mixing(others: Bound, position: int = 1) -> Rule:
     return rule
 
 
+def triangle(trace: Trace, node: fx.Node) -> Value:
+    """``tril`` and ``triu``: the last two axes become free."""
+    axes = trace.of(node.args[0])
+    trace.free(axes[-2:], f"the positions of {trace.why(node)}")
+    return list(axes)
+
+
 def pool(others: Bound) -> Rule:
-    """The rule of poolings, paddings and resizing: every axis whose size changes, and all behind it, is spatial."""
+    """The rule of poolings, paddings and resizing: the spatial axes, the last ones, become free."""
 
     def rule(trace: Trace, node: fx.Node) -> Value:
         axes, shape = trace.of(node.args[0]), trace.shape(node)
-        changed = [d for d, (axis, n) in enumerate(zip(axes, shape, strict=True)) if axis.size != n]
-        sizes: Any = node.args[1]
-        first = min([len(axes) - (len(sizes) if isinstance(sizes, list | tuple) else len(axes) - 1), *changed])
+        digits = re.findall(r"([123])d", operator_name(node))
+        spatial = int(digits[0]) if digits else len(node.args[1]) // 2  # type: ignore[arg-type]
+        first = len(axes) - spatial
         trace.free(axes[first:], f"the positions of {trace.why(node)}")
         trace.limit(axes[:first], others, node)
         trace.mix(axes[first:], axes[:first])
@@ -131,10 +159,24 @@ def batch_norm(trace: Trace, node: fx.Node) -> Value:
     return _per_channel(trace, node, axes, node.args[1:5])
 
 
+def native_batch_norm(trace: Trace, node: fx.Node) -> Value:
+    """The same with its two by-products, which are empty in evaluation mode."""
+    return [batch_norm(trace, node), *trace.fresh(node)[1:]]
+
+
+def slopes(trace: Trace, node: fx.Node) -> Value:
+    """``prelu``: a slope for every channel, or one for all."""
+    return _per_channel(trace, node, trace.of(node.args[0]), node.args[1:2])
+
+
 def group_norm(trace: Trace, node: fx.Node) -> Value:
     """Channels are split in (groups, channels of a group); each factor may be permuted."""
     axes, groups = trace.of(node.args[0]), int(str(node.args[1]))
-    halves = divide(axes[1], groups) if not is_frozen(axes[1]) else (frozen(groups, ""), frozen(axes[1].size // groups, ""))
+    halves = (
+        divide(axes[1], groups)
+        if not is_frozen(axes[1])
+        else (frozen(groups, ""), frozen(axes[1].size // groups, ""))
+    )
     if halves is None:
         trace.free([axes[1]], f"the groups of {trace.why(node)}")
         halves = (axes[1], Axis(1))

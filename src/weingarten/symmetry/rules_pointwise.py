@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from weingarten.symmetry.trace import Axes, Rule, Trace, Value, operator_name, tie_all
-from weingarten.symmetry.trace_axes import Axis, Bound
+from weingarten.symmetry.trace_axes import Axis, Bound, root
 
 __all__ = [
     "ADD",
@@ -60,7 +60,8 @@ def combine(
     """
     rank = max(len(axes) for axes in operands)
     result: Axes = []
-    shared, single = [], []
+    shared: Axes = []
+    single: Axes = []
     for dim in range(rank):
         here = [
             axes[dim - rank] for axes in operands if rank - dim <= len(axes) and axes[dim - rank].size > 1
@@ -68,11 +69,15 @@ def combine(
         if not here:
             result.append(Axis(1))
             continue
+        here = [
+            axis for axis in here if not root(axis).constant
+        ] or here  # repeated entries are as good as one
         result.append(tie_all(here))
         full = len(here) == len(operands)
         (shared if len(here) > 1 else single).append(here[0])
         if len(operands) == 1 or not (full and dim in summed):
-            bound = kind.shared if full or len(here) > 1 and kind.shared < kind.partial else kind.partial
+            shares = full or (len(here) > 1 and kind.shared < kind.partial)
+            bound = kind.shared if shares else kind.partial
             trace.limit(here[:1], bound, node)
     trace.misalign(single, shared)
     return result
@@ -131,7 +136,7 @@ def power(trace: Trace, node: fx.Node) -> Value:
 def divide_by(trace: Trace, node: fx.Node) -> Value:
     """``a / b``: a product with the inverse of b."""
     numerator, denominator = (trace.of(arg) for arg in node.args[:2])
-    trace.limit([a for a in denominator if a.size > 1], Bound.PERMUTATION, node)
+    trace.limit([a for a in denominator if not root(a).constant], Bound.PERMUTATION, node)
     return combine(trace, node, [numerator, denominator], MULTIPLY)
 
 

@@ -9,7 +9,7 @@ from torch import fx
 from weingarten.symmetry.trace import Axes, Rule, Trace, Value, operator_name
 from weingarten.symmetry.trace_axes import Axis, Bound, choice, concat, divide, frozen, tie
 
-__all__ = ["embedding", "recurrent"]
+__all__ = ["cell", "embedding", "recurrent"]
 
 
 def embedding(trace: Trace, node: fx.Node) -> Value:
@@ -70,6 +70,21 @@ def _cell(
     return output, hidden
 
 
+def cell(gates: int, bound: Bound) -> Rule:
+    """The rule of one step, as in ``lstm_cell`` and ``gru_cell``; arguments as for :func:`recurrent`."""
+
+    def rule(trace: Trace, node: fx.Node) -> Value:
+        x, states = trace.of(node.args[0]), node.args[1]
+        params = [trace.of(p) for p in node.args[2:] if isinstance(p, fx.Node)]
+        hidden, _ = _cell(params, x[-1], gates, bound, False, trace, node)
+        for state in states if isinstance(states, list | tuple) else [states]:
+            tie(trace.of(state)[-1], hidden)
+        result = [*x[:-1], hidden]
+        return [result, list(result)] if gates == 4 else result
+
+    return rule
+
+
 def _tie_gates(trace: Trace, node: fx.Node, axis: Axis, hidden: Axis, gates: int) -> None:
     halves = divide(axis, gates) if gates > 1 else (Axis(1), axis)
     if halves is None:
@@ -84,6 +99,7 @@ def _results(
 ) -> Value:
     """Output, last hidden state and, for an LSTM, last cell state; initial states are tied unless they are zero."""
     lstm = operator_name(node) == "lstm"
+    batch = [x[0] if node.args[8] else x[1]] if len(x) == 3 else []
     results: list[Axes] = [[*x[:-1], feature]]
     for state, axes in zip(states if lstm else [states], (hidden, cells), strict=False):
         if operator_name(state) not in ("zeros", "zeros_like", "new_zeros"):
@@ -91,8 +107,5 @@ def _results(
                 tie(trace.of(state)[-1], axis)
         index = frozen(len(axes), f"the layers of {trace.why(node)}")
         last = axes[0] if len(axes) == 1 else choice(index, axes)
-        results.append([index, *([x[0 if len(x) == 3 and node.args[8] is False else 0]] if len(x) == 3 else []), last])
-    if len(x) == 3:
-        batch = x[0] if node.args[8] else x[1]
-        results = [results[0], *([axes[0], batch, axes[2]] for axes in results[1:])]
+        results.append([index, *batch, last])
     return results

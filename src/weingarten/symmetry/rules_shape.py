@@ -13,6 +13,7 @@ from weingarten.symmetry.trace_axes import Axis, Bound, concat, cut, divide, fac
 __all__ = [
     "concatenate",
     "expand",
+    "gate",
     "getitem",
     "index",
     "permute",
@@ -30,7 +31,17 @@ __all__ = [
     "view",
 ]
 
-CARRIERS = ("permute", "transpose", "unsqueeze", "squeeze", "clone", "view", "contiguous", "_to_copy", "alias")
+CARRIERS = (
+    "permute",
+    "transpose",
+    "unsqueeze",
+    "squeeze",
+    "clone",
+    "view",
+    "contiguous",
+    "_to_copy",
+    "alias",
+)
 
 
 def same(trace: Trace, node: fx.Node) -> Value:
@@ -40,7 +51,7 @@ def same(trace: Trace, node: fx.Node) -> Value:
 
 def getitem(trace: Trace, node: fx.Node) -> Value:
     """One of several results."""
-    return trace.values[node.all_input_nodes[0]][node.args[1]]  # type: ignore[index]
+    return trace.values[node.all_input_nodes[0]][node.args[1]]
 
 
 def _order(node: fx.Node, rank: int) -> list[int]:
@@ -132,7 +143,11 @@ def _pick(trace: Trace, node: fx.Node, axes: Axes, dim: int, position: int) -> A
     """One entry along a dimension; the others' choices that depend on it are made."""
     index = root(axes[dim])
     others = [axis for d, axis in enumerate(axes) if d != dim]
-    if not any(f.kind == "choice" and f.index is not None and root(f.index) is index for a in others for f in factors(a)):
+    if not any(
+        f.kind == "choice" and f.index is not None and root(f.index) is index
+        for a in others
+        for f in factors(a)
+    ):
         trace.free([index], f"{trace.why(node)} takes one entry")
         return others
     return [_choose(axis, index, position) for axis in others]
@@ -164,7 +179,7 @@ def unbind(trace: Trace, node: fx.Node) -> Value:
 def slice_axis(trace: Trace, node: fx.Node) -> Value:
     """``x[first:last]`` along one axis; a stride makes it free."""
     axes = list(trace.of(node.args[0]))
-    dim, first, last, step = (int(str(a)) if a is not None else None for a in (*node.args[1:], *[None] * 4)[:4])
+    dim, first, _, step = (int(str(a)) if a is not None else None for a in (*node.args[1:], *[None] * 4)[:4])
     dim, size = (dim or 0) % len(axes), trace.shape(node)[(dim or 0) % len(axes)]
     if step not in (None, 1):
         trace.free([axes[dim]], f"the stride of {trace.why(node)}")
@@ -190,14 +205,26 @@ def split(trace: Trace, node: fx.Node) -> Value:
     return result
 
 
+def gate(trace: Trace, node: fx.Node) -> Value:
+    """``glu``: one half of an axis times a function of the other."""
+    axes = list(trace.of(node.args[0]))
+    dim = (int(str(node.args[1])) if len(node.args) > 1 else -1) % len(axes)
+    size = axes[dim].size // 2
+    first, second = (cut(axes[dim], i * size, (i + 1) * size, trace.why(node)) for i in (0, 1))
+    axes[dim] = tie_all([first, second])
+    trace.limit(axes, Bound.PERMUTATION, node)
+    return axes
+
+
 def concatenate(trace: Trace, node: fx.Node) -> Value:
     """One axis after another; the other axes are tied."""
     tensors = [axes for axes in (trace.of(arg) for arg in node.args[0]) if axes]  # type: ignore[union-attr]
     rank = len(trace.shape(node))
     dim = (int(str(node.args[1])) if len(node.args) > 1 else 0) % rank
     tensors = [axes for axes in tensors if len(axes) == rank and axes[dim].size > 0]
-    result = [tie_all([axes[d] for axes in tensors]) if d != dim else concat([a[d] for a in tensors]) for d in range(rank)]
-    return result
+    return [
+        tie_all([a[d] for a in tensors]) if d != dim else concat([a[d] for a in tensors]) for d in range(rank)
+    ]
 
 
 def stack(trace: Trace, node: fx.Node) -> Value:
@@ -211,10 +238,12 @@ def stack(trace: Trace, node: fx.Node) -> Value:
 def expand(trace: Trace, node: fx.Node) -> Value:
     """Repeat along axes of size one: the entries there are equal, so any permutation of them is harmless."""
     axes, shape = trace.of(node.args[0]), trace.shape(node)
-    padded = [*(Axis(1) for _ in range(len(shape) - len(axes))), *axes]
-    return [
-        axis if axis.size == size else Axis(size, Bound.PERMUTATION, trace.why(node))
-        for axis, size in zip(padded, shape, strict=True)
+    result = [Axis(size, Bound.PERMUTATION, trace.why(node)) for size in shape]
+    for axis in result:
+        axis.constant = True
+    missing = len(shape) - len(axes)
+    return result[:missing] + [
+        a if a.size == new.size else new for a, new in zip(axes, result[missing:], strict=True)
     ]
 
 
@@ -246,7 +275,7 @@ def index(trace: Trace, node: fx.Node) -> Value:
     axes, places = trace.of(node.args[0]), list(node.args[1])  # type: ignore[arg-type]
     where = [d for d, p in enumerate(places) if p is not None]
     indices = [trace.of(places[d]) for d in where]
-    if len(places) > len(axes) or any("bool" in str(places[d].meta["val"].dtype) for d in where):  # type: ignore[union-attr]
+    if len(places) > len(axes) or any("bool" in str(places[d].meta["val"].dtype) for d in where):
         return trace.unknown_operator(node)
     for found in [[axes[d] for d in where], *indices]:
         trace.free(found, f"the positions of {trace.why(node)}")

@@ -24,18 +24,27 @@ class Symmetry:
     """A product group that moves parameters; all axes with one name are moved by the same element.
 
     Made by :meth:`parse` or by ``infer_symmetry``; a value: the methods return changed copies.
+
+    Attributes:
+        parts: words of parameters.
+        groups: by name.
+        sizes: of names that do not follow from a leaf's shape alone.
+        shapes: of the parameters, if known.
+        buffers: words of buffers that must move along, such as the running statistics of batch norm.
     """
 
     parts: tuple[Part, ...]
     groups: Mapping[str, Action]
     sizes: Mapping[str, int]
     shapes: Mapping[str, torch.Size] | None = None
+    buffers: tuple[Part, ...] = ()
 
     @staticmethod
     def parse(
         spec: Mapping[str, str],
         sizes: Mapping[str, int] | None = None,
         params: TreeLike | None = None,
+        buffers: Mapping[str, str] | None = None,
         **groups: Action,
     ) -> Symmetry:
         """A symmetry from words.
@@ -44,42 +53,44 @@ class Symmetry:
             spec: words by leaf; see ``weingarten.symmetry.words``.
             sizes: sizes of names that do not follow from a leaf's shape alone.
             params: if given, shapes are checked at once and printing shows blocks and cost.
+            buffers: words of buffers that move along with the parameters.
             **groups: the group of each name.
 
         Raises:
-            ValueError: for words that cannot be read, a name without a group or a group without a use, a name three times on one leaf,
-                or parts of one leaf that are given twice.
+            ValueError: for words that cannot be read, a name without a group or a group without a use, a name three times on one
+                leaf; with ``params``, for what :meth:`kinds` refuses.
 
         >>> from weingarten.groups import Permutation
         >>> symmetry = Symmetry.parse({"fc1.weight": "h .", "fc1.bias": "h", "fc2.weight": ". h"}, h=Permutation())
         >>> symmetry.names()
         ['h']
         """
-        parts = []
-        for key, text in spec.items():
-            leaf, index = parse_key(key)
-            parts.append(Part(key, leaf, index, parse_words(text, key)))
+        parts = [Part(key, *parse_key(key), parse_words(text, key)) for key, text in spec.items()]
         used = {atom for part in parts for word in part.words for atom in word.atoms} - {FREE}
         if used != groups.keys():
             raise ValueError(
-                f"Symmetry.parse: names without a group {sorted(used - groups.keys())}, groups without a use {sorted(groups.keys() - used)}; "
-                "pass each name once as a keyword, such as h=Permutation()"
+                f"Symmetry.parse: names without a group {sorted(used - groups.keys())}, groups without a use "
+                f"{sorted(groups.keys() - used)}; pass each name once as a keyword, such as h=Permutation()"
             )
         for part in parts:
             atoms = [atom for word in part.words for atom in word.atoms if atom != FREE]
             for atom in atoms:
                 if atoms.count(atom) > 2:
-                    axes = [axis for axis, word in enumerate(part.words) if atom in word.atoms]
+                    words = [f"{axis}: {word}" for axis, word in enumerate(part.words) if atom in word.atoms]
                     raise ValueError(
-                        f"Symmetry.parse: {part.key!r} carries {atom!r} on the axes {axes}, expected at most two; free one of them"
+                        f"Symmetry.parse: {part.key!r} carries {atom!r} {atoms.count(atom)} times, in the words {words}, "
+                        "expected at most twice; free one of them"
                     )
-        symmetry = Symmetry(tuple(parts), dict(groups), dict(sizes or {}))
+        moved = tuple(
+            Part(key, *parse_key(key), parse_words(text, key)) for key, text in (buffers or {}).items()
+        )
+        symmetry = Symmetry(tuple(parts), dict(groups), dict(sizes or {}), None, moved)
         return symmetry if params is None else symmetry.bind(params)
 
     def bind(self, params: TreeLike) -> Symmetry:
         """The same, with the shapes of these parameters; refuses what does not fit (see :meth:`kinds`)."""
-        self.kinds(params)
-        return replace(self, shapes={leaf: params[leaf].shape for leaf in self.leaves()})
+        sizes = self.kinds(params).sizes
+        return replace(self, sizes=sizes, shapes={leaf: params[leaf].shape for leaf in self.leaves()})
 
     def __str__(self) -> str:
         """A table: leaf, words, and once shapes are known, kinds, block sizes and cost."""
@@ -100,23 +111,26 @@ class Symmetry:
     def drop(self, *names: str) -> Symmetry:
         """The smaller group without these names: their axes become free, the approximation finer and its blocks larger.
 
+        Heads that were permuted together with those of a dropped name stay in place.
+
         Raises:
             ValueError: if a name is not in use.
         """
         unknown = set(names) - set(self.names())
         if unknown:
             raise ValueError(f"Symmetry.drop: no name {sorted(unknown)}, expected some of {self.names()}")
-        parts = tuple(
-            replace(
-                part,
-                words=tuple(
-                    replace(word, atoms=tuple(FREE if atom in names else atom for atom in word.atoms))
-                    for word in part.words
-                ),
-            )
-            for part in self.parts
-        )
-        return self._with(parts)
+        ties = {*names, *(_tie(self.groups[name]) for name in names)} - {None}
+        lone = {
+            name for name in self.names() if name in ties
+        }  # heads that move with a wreath stay when it goes
+        kept = {
+            name: replace(group, outer=None, tie=None)
+            if isinstance(group, Wreath) and group.tie in ties
+            else group
+            for name, group in self.groups.items()
+        }
+        gone = {*names, *lone}
+        return replace(self, groups=kept)._with(tuple(part.without(gone) for part in self.parts))
 
     def uncoupled(self) -> Symmetry:
         """Block-diagonal over leaves: the same groups, without cross-leaf entries."""
@@ -155,6 +169,7 @@ class Symmetry:
             groups={name: self.groups[name] for name in names},
             sizes={name: size for name, size in self.sizes.items() if name in names},
             shapes=None if self.shapes is None else {leaf: self.shapes[leaf] for leaf in changed.leaves()},
+            buffers=tuple(part.without(set(self.names()) - set(names)) for part in self.buffers),
         )
 
     def kinds(self, params: TreeLike) -> Kinds:
@@ -162,15 +177,18 @@ class Symmetry:
         return Kinds(self.parts, self.groups, self.sizes, params)
 
     def sample(self, params: TreeLike, generator: torch.Generator | None = None) -> dict[str, Any]:
-        """A random element for every name; ``Wreath`` groups with the same tie share their outer element."""
+        """A random element for every name; ``Wreath`` groups with the same tie share their outer element.
+
+        A tie that is itself a name of a ``Permutation`` means that name's element.
+        """
         sizes = self.kinds(params).sizes
         elements: dict[str, Any] = {}
         outer: dict[str, Tensor] = {}
-        for name in self.names():
+        for name in sorted(self.names(), key=lambda name: isinstance(self.groups[name], Wreath)):
             group = self.groups[name]
             element = group.sample(sizes[name], generator)
             if isinstance(group, Wreath) and group.tie is not None:
-                element = (outer.setdefault(group.tie, element[0]), element[1])
+                element = (outer.setdefault(group.tie, elements.get(group.tie, element[0])), element[1])
             elements[name] = element
         return elements
 
@@ -190,3 +208,19 @@ class Symmetry:
             else:
                 moved[part.leaf] = x.reshape(source.shape)
         return moved
+
+    def act_on_buffers(
+        self, elements: Mapping[str, Any], buffers: TreeLike, sizes: Mapping[str, int] | None = None
+    ) -> Tree:
+        """The moved buffers, with the same elements; buffers that the symmetry does not speak of stay.
+
+        Args:
+            elements: from :meth:`sample`.
+            buffers: of the model, by name.
+            sizes: of names whose size does not follow from the buffers' shapes.
+        """
+        return replace(self, parts=self.buffers, sizes={**self.sizes, **(sizes or {})}).act(elements, buffers)
+
+
+def _tie(group: Action) -> str | None:
+    return group.tie if isinstance(group, Wreath) else None

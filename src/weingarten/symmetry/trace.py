@@ -16,20 +16,25 @@ from weingarten.symmetry.trace_axes import (
     factors,
     frozen,
     is_frozen,
-    leaves,
     limit,
     root,
     settle,
     tie,
 )
 
-__all__ = ["Axes", "Rule", "Trace", "Value", "export", "operator_name"]
+__all__ = ["Axes", "Rule", "Trace", "Value", "export", "operator_name", "tie_all"]
 
 Axes = list[Axis]
 """One per dimension of a tensor."""
 
 Value = Any
 """What a node gives: ``Axes``, or a list of them for several outputs."""
+
+CREATE = (
+    *("getitem", "expand", "repeat", "repeat_interleave"),
+    *("zeros_like", "new_zeros", "ones_like", "new_ones", "full_like", "new_full"),
+)
+"""Operators whose result may have axes that their arguments do not have."""
 
 Rule = Callable[["Trace", fx.Node], Value]
 """Ties and bounds the axes of one operator's arguments and returns those of its result."""
@@ -103,6 +108,7 @@ class Trace:
         self._program = program
         self._canonical = {id(p): name for name, p in model.named_parameters()}
         self._model = model
+        self._used: set[str] = set()
 
     def run(self, rules: Mapping[str, Rule]) -> None:
         """Walk the graph; what has no rule frees the axes that it touches."""
@@ -114,6 +120,8 @@ class Trace:
             elif node.op == "output":
                 for axes in self._tensors(node):
                     self.free(axes, "the model's output")
+        for name in self.params.keys() - self._used:
+            self.free(self.params[name], "no operator uses it")
 
     def of(self, arg: Any) -> Axes:
         """Axes of an argument; of a number: none."""
@@ -170,29 +178,44 @@ class Trace:
 
     def _settle(self, mixed: Sequence[Axis], kept: Sequence[Axis]) -> None:
         indices = [root(f) for axis in mixed for f in factors(axis)]
-        for axis in (f for axis in kept for f in factors(axis)):
-            if axis.kind == "choice" and axis.index is not None and root(axis.index) in indices:
-                settle(axis)
+        for factor in [f for axis in kept for f in factors(axis)]:
+            if factor.kind == "choice" and factor.index is not None and root(factor.index) in indices:
+                settle(factor)
 
     def _tensors(self, node: fx.Node) -> list[Axes]:
         found: list[Axes] = []
         for arg in node.all_input_nodes:
-            value = self.values.get(arg, [])
-            found += value if value and isinstance(value[0], list) else [value]
+            found += self._results(self.values.get(arg, []))
         return found
 
     def _call(self, node: fx.Node, rules: Mapping[str, Rule]) -> Value:
         inputs = self._tensors(node)
         name = operator_name(node)
-        if inputs and all(is_frozen(axis) for axes in inputs for axis in axes) and name != "getitem":
-            return self.fresh(node)
-        before = len(self.unknown)
-        rule = rules.get(name)
-        value = rule(self, node) if rule is not None else self.unknown_operator(node)
-        if len(self.unknown) == before:
-            for axes in value if value and isinstance(value[0], list) else [value]:
-                self._close(axes)
-        return value
+        if name not in CREATE and inputs and all(is_frozen(axis) for axes in inputs for axis in axes):
+            return self.fresh(node)  # made of what no group element moves
+        try:
+            value = rules[name](self, node)
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            ValueError,
+        ):  # no rule, or arguments that the rule does not know
+            return self.unknown_operator(node)
+        for axes in self._results(value):
+            self._close(axes)
+        return value if self._fits(node, value) else self.unknown_operator(node)
+
+    @staticmethod
+    def _results(value: Value) -> list[Axes]:
+        return value if value and isinstance(value[0], list) else [value]
+
+    def _fits(self, node: fx.Node, value: Value) -> bool:
+        """Whether a rule's result has the operator's shapes."""
+        expected = node.meta.get("val")
+        tensors = expected if isinstance(expected, tuple | list) else [expected]
+        shapes = [[int(n) for n in t.shape] if isinstance(t, Tensor) else [] for t in tensors]
+        return shapes == [[axis.size for axis in axes] for axes in self._results(value)]
 
     def _close(self, axes: Axes) -> None:
         """A choice whose index is no longer among the axes becomes an ordinary axis."""
@@ -207,6 +230,8 @@ class Trace:
         target = signature.inputs_to_parameters.get(node.name)
         if target is not None:
             name = self._canonical[id(self._model.get_parameter(target))]
+            if node.users:
+                self._used.add(name)
             return self.params.get(name) or [frozen(n, f"the frozen parameter {name}") for n in shape]
         target = signature.inputs_to_buffers.get(node.name)
         if target is None:
@@ -218,12 +243,8 @@ class Trace:
 
 
 def _is_running_statistic(user: fx.Node, buffer: fx.Node) -> bool:
-    return operator_name(user) in ("batch_norm", "instance_norm") and buffer in user.args[3:5]
-
-
-def carries(axes: Iterable[Axis]) -> list[Axis]:
-    """The leaves of a tensor's axes on which a group may act."""
-    return [leaf for leaf in leaves(axes) if leaf.bound > Bound.FREE]
+    norms = ("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training")
+    return operator_name(user) in norms and buffer in user.args[3:5]
 
 
 def tie_all(axes: Sequence[Axis]) -> Axis:

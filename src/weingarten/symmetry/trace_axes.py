@@ -26,6 +26,7 @@ __all__ = [
     "root",
     "segments",
     "settle",
+    "terms",
     "tie",
 ]
 
@@ -63,7 +64,8 @@ class Axis:
         self.size, self.bound, self.why = size, bound, why
         self.kind, self.parts, self.index = kind, list(parts), index
         self.parent: Axis | None = None
-        self.role = ""
+        self.role = ""  # of an axis in attention, for names
+        self.constant = False  # made by repeating one entry
 
 
 def frozen(size: int, why: str) -> Axis:
@@ -102,6 +104,23 @@ def leaves(axes: Iterable[Axis]) -> list[Axis]:
             found += [axis] if axis.size > 1 else []
         else:
             found += leaves(axis.parts)
+    return found
+
+
+def terms(axes: Sequence[Axis]) -> list[list[Axis]]:
+    """The leaves of a tensor's axes for every choice of segments and alternatives."""
+    found: list[list[Axis]] = [[]]
+    for axis in map(root, axes):
+        if axis.size == 1:
+            continue
+        if axis.kind == "leaf":
+            mine = [[axis]]
+        elif axis.kind == "product":
+            mine = terms(axis.parts)
+        else:
+            mine = [term for part in axis.parts for term in terms([part])]
+        unique = {tuple(map(id, term)): term for term in mine}.values()
+        found = [[*before, *term] for before in found for term in unique]
     return found
 
 
@@ -158,6 +177,7 @@ def tie(a: Axis, b: Axis) -> None:
         a.parent = b
         limit(b, a.bound, a.why)
         b.role = b.role or a.role
+        b.constant = b.constant and a.constant
         return
     if a.kind == b.kind and (_match_factors(a, b) if a.kind == "product" else _match_segments(a, b)):
         a, b = root(a), root(b)
@@ -227,7 +247,7 @@ def divide(axis: Axis, size: int, stacked: bool = False) -> tuple[Axis, Axis] | 
         if size % first.size == 0:
             front, size = [*front, first], size // first.size
             continue
-        parts = _divide_factor(first, size, stacked) if first.size % size == 0 else None
+        parts = _divide_factor(first, size, stacked and not front) if first.size % size == 0 else None
         if parts is None:
             return None
         front, found, size = [*front, parts[0]], [*factors(parts[1]), *found], 1

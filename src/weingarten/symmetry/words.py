@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
@@ -29,6 +30,19 @@ class Word:
 
     atoms: tuple[str, ...]
     span: int = 1
+
+    def free(self, names: Collection[str]) -> Word:
+        """Without these names; free neighbours become one.
+
+        >>> str(Word(("a", ".", "b")).free(["a"]))
+        '(. b)'
+        """
+        kept: list[str] = []
+        for atom in self.atoms:
+            new = FREE if atom in names else atom
+            if new != FREE or kept[-1:] != [FREE]:
+                kept.append(new)
+        return Word(tuple(kept), self.span)
 
     def __str__(self) -> str:
         """As it was written."""
@@ -53,13 +67,19 @@ def parse_words(text: str, key: str) -> tuple[Word, ...]:
         match = _TOKEN.match(text, position)
         if match is None:
             raise ValueError(
-                f"Symmetry: cannot read {text!r} for {key!r} at character {position}; expected words such as 'h', '.', '(a b)', 'h[2]'"
+                f"Symmetry: cannot read {text!r} for {key!r} at character {position}; expected words such as 'h', '.', "
+                "'(a b)', 'h[2]'"
             )
         split = match["split"]
         atoms = tuple(split.split()) if split is not None else (match["name"],)
         if not atoms:
             raise ValueError(f"Symmetry: empty parentheses in {text!r} for {key!r}; expected names inside")
-        words.append(Word(atoms, int(match["span"] or 1)))
+        span = int(match["span"] or 1)
+        if span < 1:
+            raise ValueError(
+                f"Symmetry: {match[0].strip()!r} in {text!r} for {key!r} spans no axis; expected at least 1"
+            )
+        words.append(Word(atoms, span))
         position = match.end()
     return tuple(words)
 
@@ -102,7 +122,7 @@ def resolve(
         total = prod(shape[axis : axis + word.span])
         known = {a: sizes[a] for a in word.atoms if a in sizes}
         unknown = [a for a in word.atoms if a not in sizes]
-        rest, remainder = divmod(total, prod(known.values()))
+        rest, remainder = divmod(total, prod(known[a] for a in word.atoms if a in known))
         if remainder or len(unknown) > 1 or (not unknown and rest != 1):
             reason = (
                 f"{len(unknown)} of its names have no known size, pass sizes="
