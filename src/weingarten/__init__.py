@@ -55,7 +55,14 @@ from weingarten.operators import (
     orbit_moment,
 )
 from weingarten.solvers import CG, Direct, DivergenceError, FirstOrder, Neumann, Solution, Solver
-from weingarten.symmetry import Symmetry, plan
+from weingarten.symmetry import (
+    Symmetry,
+    SymmetryError,
+    check_symmetry,
+    explain_symmetry,
+    infer_symmetry,
+    plan,
+)
 
 __version__ = "0.1.0"
 
@@ -133,11 +140,15 @@ __all__ = [
     "Solver",
     "Source",
     "Symmetry",
+    "SymmetryError",
     "Unrolled",
     "Wreath",
     "check_hypergradient",
+    "check_symmetry",
     "estimate",
+    "explain_symmetry",
     "geometric_mean",
+    "infer_symmetry",
     "make_method",
     "orbit_mean",
     "orbit_moment",
