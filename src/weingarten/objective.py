@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from weingarten.losses import Loss
 from weingarten.tree import Tree, TreeLike
 
-__all__ = ["Batch", "Data", "Objective", "curvature_pass", "graph_nodes"]
+__all__ = ["Batch", "Data", "Objective", "curvature_pass", "graph_nodes", "input_rows"]
 
 Model = nn.Module | Callable[[Tree, Any], Tensor]
 
@@ -145,6 +145,17 @@ def graph_nodes(output: Tensor) -> Iterator[Any]:
             seen.add(node)
             yield node
             stack.extend(following for following, _ in node.next_functions)
+
+
+def input_rows(inputs: Any, index: Tensor) -> Any:
+    """Rows of all tensors in the inputs; what is no tensor (None, a flag) belongs to all data."""
+    if isinstance(inputs, Tensor):
+        return inputs.index_select(0, index)
+    if isinstance(inputs, Mapping):
+        return {name: input_rows(value, index) for name, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(input_rows(value, index) for value in inputs)
+    return inputs
 
 
 @contextmanager

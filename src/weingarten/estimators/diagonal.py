@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from weingarten import tree
 from weingarten.estimators.estimator import Estimator
 from weingarten.fisher import Exact, Fisher
-from weingarten.objective import Batch, Objective, curvature_pass
+from weingarten.objective import Batch, Objective, curvature_pass, input_rows
 from weingarten.operators import BlockDiagonal, Curvature, DiagonalCurvature
 from weingarten.tree import Space, Tree, TreeLike
 
@@ -89,7 +88,7 @@ def _squares(objective: Objective, params: Tree, inputs: Any, columns: Tensor) -
 
     def one(row: Tensor, column: Tensor) -> Tree:
         def output(p: Tree) -> Tensor:
-            return objective.forward(p, _rows(inputs, row.reshape(1))).squeeze(0)
+            return objective.forward(p, input_rows(inputs, row.reshape(1))).squeeze(0)
 
         pull = torch.func.vjp(output, params)[1]
         (gradients,) = torch.func.vmap(pull)(column)
@@ -115,24 +114,13 @@ def _squares_one_by_one(objective: Objective, params: Tree, inputs: Any, columns
     total = {name: _wide(torch.zeros_like(p)) for name, p in params.items()}
     for n in range(columns.shape[1]):
         with torch.enable_grad():
-            output = objective.forward(params, _rows(inputs, torch.tensor([n], device=columns.device)))
+            output = objective.forward(params, input_rows(inputs, torch.tensor([n], device=columns.device)))
         for column in columns[:, n]:
             found = torch.autograd.grad(
                 output[0], list(params.values()), column, retain_graph=True, materialize_grads=True
             )
             total = {name: total[name] + _wide(g) ** 2 for name, g in zip(params, found, strict=True)}
     return tree.detach(total)
-
-
-def _rows(inputs: Any, index: Tensor) -> Any:
-    """Rows of all tensors in the inputs; what is no tensor (None, a flag) belongs to all data."""
-    if isinstance(inputs, Tensor):
-        return inputs.index_select(0, index)
-    if isinstance(inputs, Mapping):
-        return {name: _rows(value, index) for name, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return tuple(_rows(value, index) for value in inputs)
-    return inputs
 
 
 def _wide(g: Tensor) -> Tensor:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from weingarten import tree
-from weingarten.estimators.diagonal import _rows as input_rows
 from weingarten.estimators.estimator import Estimator
 from weingarten.estimators.orbit import check_covered, check_decay
 from weingarten.estimators.orbit_rows import PartRows, factor, materialised, moment_of
 from weingarten.fisher import Fisher, MonteCarlo
 from weingarten.layers import RULES, Block, ConvRule, LinearRule, capture, find_blocks
 from weingarten.layers.rows import DenseRows
-from weingarten.objective import Batch, Objective
+from weingarten.objective import Batch, Objective, input_rows
 from weingarten.operators import Commutant, Curvature
 from weingarten.symmetry.isotypic import Coordinates, Isotypic
 from weingarten.symmetry.part import Part
