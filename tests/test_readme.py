@@ -19,7 +19,14 @@ README = (ROOT / "README.md").read_text()
 def test_code_runs_and_finds_wrong_labels(capsys: pytest.CaptureFixture[str]) -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     pixels, labels = datasets.load_digits(return_X_y=True)
-    names = {"torch": torch, "wg": wg, "replace": replace, "partial": partial, "pixels": pixels, "labels": labels}
+    names = {
+        "torch": torch,
+        "wg": wg,
+        "replace": replace,
+        "partial": partial,
+        "pixels": pixels,
+        "labels": labels,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for code in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
