@@ -396,7 +396,10 @@ def test_old_style_autograd_functions_and_the_fast_path(monkeypatch):
         raise AssertionError("vmap should have done this")
 
     monkeypatch.setattr(module, refuse)
+    layers = wg.estimate(wg.Diagonal(), objective, [problem.whole(WEIGHTS)])
+    monkeypatch.setattr("weingarten.estimators.diagonal.RULES", ())  # no layer is known: all by vmap
     fast = wg.estimate(wg.Diagonal(), objective, [problem.whole(WEIGHTS)])
+    torch.testing.assert_close(layers.diag(), fast.diag())
     columns = torch.cat(
         list(
             wg.Exact().weighted(
@@ -404,7 +407,7 @@ def test_old_style_autograd_functions_and_the_fast_path(monkeypatch):
             )
         )
     )
-    slow = _squares_one_by_one(objective, objective.params(), problem.inputs, columns)
+    slow = _squares_one_by_one(objective, objective.params(), {}, problem.inputs, columns)
     torch.testing.assert_close({n: s / N for n, s in slow.items()}, fast.diag())
 
 

@@ -269,3 +269,24 @@ def test_frozen_leaves_are_left_out():
     expected = averaged(dense_ggn(objective, data, objective.params()), symmetry, objective.params())
     torch.testing.assert_close(found.dense(), expected, **CLOSE)
     assert Isotypic(symmetry, objective.params()).space.size == found.space.size
+
+
+class Twice(nn.Module):
+    """One layer at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.layer(torch.tanh(self.layer(x)))))
+
+
+def test_a_layer_called_twice_is_treated_exactly():
+    objective = wg.Objective(initialised(Twice()), wg.CrossEntropy())
+    data, params = [(normal(N, 3), integers(2, N))], objective.params()
+    words = {"layer.weight": ". .", "layer.bias": ".", "head.weight": "k .", "head.bias": "k"}
+    symmetry = Symmetry.parse(words, k=P)
+    found = wg.estimate(wg.OrbitFisher(symmetry, wg.Exact()), objective, data)
+    expected = orbit_average(dense_ggn(objective, data, params), symmetry, params)
+    torch.testing.assert_close(found.dense(), expected, rtol=0, atol=1e-12)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from weingarten.estimators.estimator import Estimator
-from weingarten.estimators.kfac import KFAC, KFACState, backward, check_finite, factor_type
+from weingarten.estimators.kfac import KFAC, KFACState, backward, check_finite
 from weingarten.fisher import Fisher, MonteCarlo
-from weingarten.layers import Expand, Sharing, capture
+from weingarten.layers import Expand, Sharing, capture, factor_type
 from weingarten.objective import Batch, Objective
 from weingarten.operators import BlockDiagonal, Curvature, Eigenbasis, Kronecker
 from weingarten.tree import TreeLike

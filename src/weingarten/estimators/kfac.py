@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from weingarten.estimators.estimator import Estimator
 from weingarten.fisher import Fisher, MonteCarlo
-from weingarten.layers import RULES, Block, Expand, Sharing, capture, find_blocks
+from weingarten.layers import RULES, Block, Expand, Sharing, capture, factor_type, find_blocks
 from weingarten.layers.rows import gram
 from weingarten.objective import Batch, Objective
 from weingarten.operators import BlockDiagonal, Curvature, Kronecker
@@ -178,11 +178,6 @@ def backward(
                     block.module, factor_type(x), factor_type(found[block.name]), block.leaves(params)
                 ),
             )
-
-
-def factor_type(x: Tensor) -> Tensor:
-    """Half precision raised to float32, in which factors are summed; indices as they are."""
-    return x.float() if x.is_floating_point() and x.element_size() < 4 else x
 
 
 def restrict(curvature: Curvature, names: list[str]) -> Curvature:

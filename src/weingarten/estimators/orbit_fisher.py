@@ -14,7 +14,7 @@ from weingarten.estimators.estimator import Estimator
 from weingarten.estimators.orbit import check_covered, check_decay
 from weingarten.estimators.orbit_rows import PartRows, factor, materialised, moment_of
 from weingarten.fisher import Fisher, MonteCarlo
-from weingarten.layers import RULES, Block, ConvRule, LinearRule, capture, find_blocks
+from weingarten.layers import RULES, Block, ConvRule, LayerError, LinearRule, capture, find_blocks
 from weingarten.layers.rows import DenseRows
 from weingarten.objective import Batch, Objective, input_rows
 from weingarten.operators import Commutant, Curvature
@@ -96,6 +96,23 @@ class OrbitFisher(Estimator):
     ) -> OrbitFisherState:
         state.sums = {key: self.decay * value for key, value in state.sums.items()}
         state.count = self.decay * state.count + objective.loss.count(batch.targets)
+        before = generator.get_state()
+        try:
+            self._add_batch(state, objective, params, batch, generator)
+        except LayerError:  # a layer that is called twice, say: its gradients are then formed
+            generator.set_state(before)
+            state.blocks = []
+            self._add_batch(state, objective, params, batch, generator)
+        return state
+
+    def _add_batch(
+        self,
+        state: OrbitFisherState,
+        objective: Objective,
+        params: TreeLike,
+        batch: Batch,
+        generator: torch.Generator,
+    ) -> None:
         with capture(objective, params, batch, state.blocks) as seen:
             output = seen.output.detach()
             chunks = list(
@@ -104,7 +121,6 @@ class OrbitFisher(Estimator):
             for number, columns in enumerate(chunks):
                 found = seen.gradients(columns, last=number == len(chunks) - 1) if state.blocks else {}
                 self._add(state, objective, params, batch, columns, seen.seen, found)
-        return state
 
     def read(self, state: OrbitFisherState) -> Curvature:
         if state.count == 0:

@@ -15,7 +15,11 @@ from weingarten.objective import Batch, Objective, curvature_pass, graph_nodes
 from weingarten.operators import Layout
 from weingarten.tree import Space, Tree, TreeLike
 
-__all__ = ["Block", "Capture", "capture", "find_blocks"]
+__all__ = ["Block", "Capture", "LayerError", "capture", "find_blocks"]
+
+
+class LayerError(ValueError):
+    """A model whose layers cannot be treated one by one, each called once with the data dimension first."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ def find_blocks(
     """Blocks for the layers that a rule speaks for, and the parameters left over, each with the reason.
 
     Raises:
-        ValueError: if a parameter of ``params`` does not exist in the model, or is shared by two layers (tied weights).
+        ValueError: if a parameter of ``params`` does not exist in the model.
+        LayerError: if one is shared by two layers (tied weights).
     """
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -50,7 +55,7 @@ def find_blocks(
                 f"KFAC: parameter {name!r} does not exist in the model, expected one of its named_parameters()"
             )
         if len(names[name]) > 1:
-            raise ValueError(
+            raise LayerError(
                 f"KFAC: parameter {name!r} is tied, it appears as {names[name]}; a Kronecker factorisation of one use "
                 "would be wrong. Untie or freeze it, or use wg.GGN or wg.Diagonal, which treat tied weights exactly"
             )
@@ -96,12 +101,12 @@ class Capture:
             last: whether the graph may be freed.
 
         Raises:
-            ValueError: if a block's output does not reach the model's output.
+            LayerError: if a block's output does not reach the model's output.
         """
         targets = [z for _, z in self.seen.values()]
         batched = len(columns) > 1
         if not self.output.requires_grad:
-            raise ValueError(
+            raise LayerError(
                 "KFAC: the model's output does not depend on any layer; does it run under torch.no_grad or detach?"
             )
         found = torch.autograd.grad(
@@ -114,7 +119,7 @@ class Capture:
         )
         for name, g in zip(self.seen, found, strict=True):
             if g is None:
-                raise ValueError(
+                raise LayerError(
                     f"KFAC: the output of layer {name!r} does not reach the model's output; freeze its parameters"
                 )
         return {name: g if batched else g.unsqueeze(0) for name, g in zip(self.seen, found, strict=True)}
@@ -127,7 +132,7 @@ def capture(
     """Run the model once with hooks on the blocks; hooks, modes and the model's parameters are as before on every exit.
 
     Raises:
-        ValueError: if a layer is called twice or never, does not have the data dimension first, has its input overwritten
+        LayerError: if a layer is called twice or never, does not have the data dimension first, has its input overwritten
             afterwards, or if its parameters are also used outside of it.
     """
     leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
@@ -146,13 +151,13 @@ def capture(
             output = objective.forward(leaves, batch.inputs)
         missing = [block.name for block in blocks if block.name not in seen]
         if missing:
-            raise ValueError(
+            raise LayerError(
                 f"KFAC: layer {missing[0]!r} was not called in the forward pass; freeze its parameters, or treat them with "
                 "otherwise=Diagonal()"
             )
         for name, (x, _) in seen.items():
             if not x.is_inference() and x._version != versions[name]:
-                raise ValueError(
+                raise LayerError(
                     f"KFAC: the input of layer {name!r} is overwritten in place after the layer; use an out-of-place operation"
                 )
         _check_single_use(
@@ -172,7 +177,7 @@ def _check_single_use(output: Tensor, leaves: Tree) -> None:
                 uses[name] = uses.get(name, 0) + 1
     for name, number in uses.items():
         if number > 1:
-            raise ValueError(
+            raise LayerError(
                 f"KFAC: parameter {name!r} is tied, it is used {number} times in a forward pass; a Kronecker factorisation "
                 "of one use would be wrong. Freeze it, or use wg.GGN or wg.Diagonal, which treat tied weights exactly"
             )
@@ -182,12 +187,12 @@ def _recorder(name: str, seen: dict[str, tuple[Tensor, Tensor]], versions: dict[
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
         x = args[0] if args else next(iter(kwargs.values()))
         if name in seen:
-            raise ValueError(
+            raise LayerError(
                 f"KFAC: layer {name!r} is called more than once in a forward pass, so its block is no single Kronecker product; "
                 "use wg.GGN or wg.Diagonal, or copy the layer"
             )
         if (x.ndim < 2 and not isinstance(module, nn.Embedding)) or len(x) != data:
-            raise ValueError(
+            raise LayerError(
                 f"KFAC: the input of layer {name!r} has shape {tuple(x.shape)}, expected the data dimension of size {data} first"
             )
         versions[name] = 0 if x.is_inference() else x._version

@@ -11,7 +11,7 @@ from torch import Tensor
 from weingarten.layers.sharing import Reduce, Sharing
 from weingarten.operators import Eigenbasis
 
-__all__ = ["DenseRows", "OneHotRows", "Rows", "gram"]
+__all__ = ["DenseRows", "OneHotRows", "Rows", "factor_type", "gram"]
 
 _CHUNK = 2**24  # entries of per-datum gradients held at once
 
@@ -24,13 +24,20 @@ class Rows(ABC):
         """Sum of outer products over rows (or its diagonal), and the number of rows."""
 
     @abstractmethod
-    def spectrum(self, basis: Eigenbasis, g: Tensor) -> Tensor:
-        """Sum over data and columns of squared per-datum gradients in the eigenbasis, ``(groups, out, in)``.
+    def rotated(self, right: Tensor | None) -> Rows:
+        """The rows in another basis of the inputs, ``(groups, in, in)``; None for the one they are in."""
+
+    @abstractmethod
+    def squares(self, g: Tensor) -> Tensor:
+        """Sum over data and columns of squared per-datum gradients, ``(groups, out, in)``.
 
         Args:
-            basis: the rotations.
             g: output gradients ``(K, groups, N, T, out)``.
         """
+
+    def spectrum(self, basis: Eigenbasis, g: Tensor) -> Tensor:
+        """:meth:`squares` in an eigenbasis."""
+        return self.rotated(basis.right).squares(g @ basis.left.unsqueeze(1))
 
 
 @dataclass(frozen=True)
@@ -43,12 +50,14 @@ class DenseRows(Rows):
         rows = sharing.inputs(self.values)
         return gram(rows), rows.shape[1]
 
-    def spectrum(self, basis: Eigenbasis, g: Tensor) -> Tensor:
-        g = g @ basis.left.unsqueeze(1)
-        a = self.values if basis.right is None else self.values @ basis.right.unsqueeze(1)
+    def rotated(self, right: Tensor | None) -> DenseRows:
+        return self if right is None else DenseRows(self.values @ right.unsqueeze(1))
+
+    def squares(self, g: Tensor) -> Tensor:
+        a = self.values
         if g.shape[3] == 1:  # one position: the square of an outer product is the outer product of squares
             return ((g[..., 0, :] ** 2).sum(0)).mT @ a[..., 0, :] ** 2
-        result = torch.zeros_like(basis.spectrum)
+        result = torch.zeros(g.shape[1], g.shape[-1], a.shape[-1], dtype=a.dtype, device=a.device)
         step = max(1, _CHUNK // max(1, g.shape[0] * result.numel()))
         for first in range(0, g.shape[2], step):
             piece = slice(first, first + step)
@@ -75,8 +84,13 @@ class OneHotRows(Rows):
         kept = self._kept(self.indices.flatten())
         return torch.bincount(kept, minlength=self.size).to(self.dtype)[None], kept.numel()
 
-    def spectrum(self, basis: Eigenbasis, g: Tensor) -> Tensor:
-        g = (g @ basis.left.unsqueeze(1))[:, 0].flatten(1, 2)  # (K, N T, out)
+    def rotated(self, right: Tensor | None) -> OneHotRows:
+        if right is not None:
+            raise ValueError("OneHotRows: one-hot rows stay in their own basis, expected None")
+        return self
+
+    def squares(self, g: Tensor) -> Tensor:
+        g = g[:, 0].flatten(1, 2)  # (K, N T, out)
         keys = self._keys()
         keep = (
             torch.ones_like(keys, dtype=torch.bool)
@@ -115,3 +129,8 @@ def gram(rows: Tensor) -> Tensor:
     off = first.mT @ second
     top = torch.cat([gram(first), off], dim=-1)
     return torch.cat([top, torch.cat([off.mT, gram(second)], dim=-1)], dim=-2)
+
+
+def factor_type(x: Tensor) -> Tensor:
+    """Half precision raised to float32, in which factors are summed; indices as they are."""
+    return x.float() if x.is_floating_point() and x.element_size() < 4 else x
