@@ -42,11 +42,15 @@ format: $(VENV)/.ready ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench ## reproduce the table of hypergradients, with outside references
+bench: $(VENV)/.bench ## reproduce every table and figure of the benchmarks, with outside references; half an hour
 	$(BIN)/python -m benchmarks.hypergradient --json benchmarks/results/hypergradient.json $(ARGS)
+	$(BIN)/python -m benchmarks.secant --json benchmarks/results/secant.json --figures benchmarks/results $(ARGS)
+	$(BIN)/python -m benchmarks.orbit_cost --json benchmarks/results/orbit_cost.json $(ARGS)
 
-bench-quick: $(VENV)/.bench ## the same figures from fewer repetitions, under 90 s
+bench-quick: $(VENV)/.bench ## the same figures from fewer repetitions, each under 90 s
 	$(BIN)/python -m benchmarks.hypergradient --quick $(ARGS)
+	$(BIN)/python -m benchmarks.secant --quick $(ARGS)
+	$(BIN)/python -m benchmarks.orbit_cost --quick $(ARGS)
 
 clean: ## remove the environment, runs, caches and build products; keep benchmarks/results
 	rm -rf $(VENV) runs build dist htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
