@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "numpy", "scipy", "weingarten", "curvlinops-for-pytorch", "torchopt")
+import weingarten
+
+PACKAGES = ("torch", "numpy", "scipy", "curvlinops-for-pytorch", "torchopt")
 
 
 def environment() -> dict[str, Any]:
     """Versions, processor and threads; no host name and no path."""
-    versions = {}
+    versions: dict[str, str | None] = {"weingarten": weingarten.__version__}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
