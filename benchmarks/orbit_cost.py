@@ -84,7 +84,7 @@ class Case:
         self.symmetry = infer_symmetry(self.model, self.tokens[:2])
 
     def choose(self) -> None:
-        self.plan: Plan = plan(self.symmetry.bind(dict(self.model.named_parameters())))
+        self.plan: Plan = plan(self.symmetry)
 
     def forward_backward(self) -> dict[str, Tensor]:
         self.model.zero_grad()

@@ -26,7 +26,7 @@ from tests.symmetry.models import (
 )
 from weingarten.groups import Permutation, Rotation, SignedPermutation, Wreath
 from weingarten.losses import MSE
-from weingarten.symmetry import Isotypic, Symmetry, check_symmetry, explain_symmetry, infer_symmetry
+from weingarten.symmetry import Isotypic, Symmetry, check_symmetry, explain_symmetry, infer_symmetry, plan
 
 P, S, R = Permutation(), SignedPermutation(), Rotation()
 
@@ -348,3 +348,11 @@ def test_model_that_cannot_be_traced():
         ValueError, match=r"infer_symmetry: torch.export cannot trace Net.*declare the symmetry"
     ):
         infer_symmetry(model, randn(4, 3))
+
+
+def test_what_is_inferred_knows_its_shapes_and_can_be_planned_at_once():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
+    symmetry = infer_symmetry(model, torch.ones(2, 3))
+    assert symmetry.shapes == {name: p.shape for name, p in model.named_parameters()}
+    assert plan(symmetry, max_block=6).cost.largest == 6  # 3 inputs, a bias and 2 outputs for each unit
+    assert "5 x 3" in str(symmetry)

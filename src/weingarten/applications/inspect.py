@@ -132,7 +132,7 @@ def examine(model: nn.Module, inputs: Any, max_block: int = 1024) -> Inspection:
     _try_out(model, inputs)
     try:
         inference = explain_symmetry(model, inputs)
-        chosen = plan(inference.symmetry.bind(trainable), max_block)
+        chosen = plan(inference.symmetry, max_block)
     except ValueError as error:
         raise InspectionError(str(error)) from error
     return Inspection(type(model).__name__, detach(trainable), frozen, inference, chosen)

@@ -111,6 +111,7 @@ def explain_symmetry(model: nn.Module, example_inputs: Any, rules: Mapping[str, 
     symmetry = Symmetry.parse(
         {p.key: spec[p.key] for p in pieces if p.leaf in trace.params},
         sizes=sizes,
+        params=dict(model.named_parameters()),
         buffers={p.key: spec[p.key] for p in pieces if p.leaf in trace.buffers},
         **used,
     )
