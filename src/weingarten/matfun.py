@@ -88,7 +88,7 @@ class FactoredPower(MatrixFunction):
     r"""``(A + pi sqrt(damping))^exponent (x) (B + sqrt(damping) / pi)^exponent`` for a Kronecker product ``B (x) A``.
 
     The usual approximation to ``Power`` on a Kronecker product (Martens and Grosse 2015, section 6.3,
-    https://arxiv.org/abs/1503.05671): two Cholesky factorisations in place of two eigendecompositions, four times cheaper and
+    https://arxiv.org/abs/1503.05671): two Cholesky factorisations in place of two eigendecompositions, cheaper and
     somewhat over-damped. ``pi^2`` is the ratio of the factors' mean eigenvalues. Where a curvature is not a Kronecker product
     (diagonal, dense), it means the same as ``Power``.
     """

@@ -134,7 +134,7 @@ def _check(job: Job) -> None:
         raise UserError(f"--hidden: found {settings.hidden}, expected at least 1 unit")
     if settings.damping is not None and not 0 < settings.damping < float("inf"):
         raise UserError(
-            f"--damping: found {settings.damping}, expected a positive number, or nothing to have it chosen"
+            f"--damping: found {settings.damping}, expected a positive number, or nothing for the default"
         )
     if settings.steps is not None and settings.steps < 1:
         raise UserError(f"--steps: found {settings.steps}, expected at least 1")

@@ -66,7 +66,7 @@ def _frame(
         "score": rows["score"].double().numpy().round(6),
         "suspect": ["yes" if bad else "no" for bad in suspect],
         "reason": [
-            _reason(text, bool(above), bad, f"the threshold {threshold:.4g}: {why}")
+            _reason(text, bool(above), bad, f"the threshold {threshold:.4g} ({why})")
             for text, above, bad in zip(scores, rows["score"] > threshold, suspect, strict=True)
         ],
         "suggested": _names(source, suggested),

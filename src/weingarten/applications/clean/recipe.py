@@ -23,7 +23,7 @@ __all__ = ["Cleaned", "Settings", "clean_labels"]
 LOOP = 0.9
 """The outer loop's share of the progress bar."""
 THRESHOLD = 0.5
-REASON = "the cleaned model finds the given label less likely than all others together"
+REASON = "where the cleaned model finds the given label less likely than all others together"
 
 
 @dataclass(frozen=True)
