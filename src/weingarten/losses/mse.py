@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from weingarten.losses.elementwise import ElementwiseLoss
+from weingarten.losses.loss import widened
 
 __all__ = ["MSE"]
 
@@ -18,19 +19,25 @@ class MSE(ElementwiseLoss):
 
     The model it implies is a normal distribution of variance 1/2 around the output, from which labels are sampled.
 
+    Args:
+        reduction: "mean" (default) over all entries, or "sum".
+
     >>> float(MSE()(torch.tensor([[1.0, 3.0]]), torch.zeros(1, 2)))
     5.0
+    >>> float(MSE(reduction="sum")(torch.tensor([[1.0, 3.0]]), torch.zeros(1, 2)))
+    10.0
     """
 
     def elements(self, output: Tensor, target: Tensor) -> Tensor:
         self.check(output, target)
-        return (output - target) ** 2
+        return (widened(output) - target) ** 2
 
     def second_derivative(self, output: Tensor, target: Tensor) -> Tensor:
         self.check(output, target)
-        return torch.full_like(output, 2.0)
+        return torch.full_like(widened(output), 2.0)
 
     def sample(self, output: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
         self.check(output, target)
-        noise = torch.randn(output.shape, dtype=output.dtype, device=output.device, generator=generator)
-        return 2**0.5 * noise
+        wide = torch.promote_types(output.dtype, torch.float32)
+        noise = torch.randn(output.shape, dtype=wide, device=output.device, generator=generator)
+        return (2**0.5 * noise).to(output.dtype)
