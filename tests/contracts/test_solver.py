@@ -8,44 +8,21 @@ from torch import Tensor
 
 import weingarten as wg
 from tests.cases import generator, normal
+from tests.solvers.matrices import FLAT, SPACE, B, Dense, matrix
 from weingarten import tree
 from weingarten.matfun import SingularMatrixError
 from weingarten.solvers import SOLVERS
 from weingarten.solvers.neumann import largest_eigenvalue
 from weingarten.tree import Space
 
-SPACE = Space.of({"w": normal(2, 3), "b": normal(2), "s": normal()})
-
-
-class Dense(wg.Operator):
-    """A matrix as an operator, which counts its products."""
-
-    def __init__(self, matrix: Tensor, space: Space = SPACE) -> None:
-        self.matrix, self._space, self.products = matrix, space, 0
-
-    @property
-    def space(self) -> Space:
-        return self._space
-
-    def apply(self, v):
-        self.space.check(v, "Dense.apply")
-        self.products += 1
-        return self.space.unflatten(self.matrix @ self.space.flatten(v))
-
-
-def matrix(low: float = 0.5, high: float = 4.0, seed: int = 0) -> Tensor:
-    """Symmetric with eigenvalues evenly between the two."""
-    basis = torch.linalg.qr(normal(SPACE.size, SPACE.size, seed=seed)).Q
-    return basis @ torch.diag(torch.linspace(low, high, SPACE.size, dtype=torch.float64)) @ basis.mT
-
-
-B = SPACE.randn(generator(11))
-FLAT = SPACE.flatten(B)
 # what each solver of the table needs to be accurate; None: it does not solve at all
 ACCURATE = {
     "first-order": None,
     "neumann": wg.Neumann(steps=600, tol=1e-12),
+    "robbins-monro": wg.RobbinsMonro(steps=600, tol=1e-12),  # which draws the operator itself here
     "cg": wg.CG(steps=30, tol=1e-12),
+    "minres": wg.MINRES(steps=30, tol=1e-12),
+    "nystrom": wg.Nystrom(rank=9),
     "direct": wg.Direct(),
 }
 SOLVING = [name for name in ACCURATE if ACCURATE[name] is not None]
@@ -115,7 +92,7 @@ class TestEdges:
     def test_preconditioner_is_taken_or_refused(self, name):
         solver = ACCURATE[name] or SOLVERS[name]()
         inverse = Dense(torch.linalg.inv(matrix()))
-        if name in ("cg", "neumann"):
+        if name in ("cg", "minres", "neumann", "robbins-monro"):
             assert solver.preconditioned(inverse).preconditioner is inverse
         else:
             with pytest.raises(TypeError, match="takes no preconditioner"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any, final
 
 import torch
@@ -13,14 +14,21 @@ from torch.overrides import TorchFunctionMode
 
 from weingarten import tree
 from weingarten.losses.loss import check_weights
-from weingarten.objective import Batch, Data, Objective, curvature_pass, graph_nodes
+from weingarten.objective import (
+    Batch,
+    Data,
+    Objective,
+    curvature_pass,
+    graph_nodes,
+    refuse_once_differentiable,
+)
 from weingarten.operators.operator import Operator
 from weingarten.tree import Space, Tree, TreeLike
 
-__all__ = ["GGN", "Hessian", "jacobian_product"]
+__all__ = ["GGN", "BatchSum", "Hessian", "jacobian_product", "one_sided"]
 
 
-class _BatchSum(Operator):
+class BatchSum(Operator):
     """A sum of per-batch products, divided by the number of valid elements of all batches."""
 
     def __init__(self, objective: Objective, data: Data, params: TreeLike | None = None) -> None:
@@ -34,7 +42,7 @@ class _BatchSum(Operator):
         self.data = data
         self.params = tree.detach(objective.params() if params is None else params)
         self._space = Space.of(self.params)
-        self._count = objective.count(data)
+        self._divisor = objective.loss.divisor(objective.count(data))
 
     @property
     def space(self) -> Space:
@@ -49,13 +57,51 @@ class _BatchSum(Operator):
                 result = tree.add(result, self._product(batch, tree.detach(v)))
         return result
 
+    @final
+    def terms(self) -> list[tuple[float, Operator]]:
+        """``(p_k, A_k)`` for every batch k, with ``p_k`` its share of the rows: ``sum_k p_k A_k`` is the operator, exactly.
+
+        ``A_k`` is the batch's part of the sum, divided by ``p_k``: the same operator on that batch alone where the loss is a mean
+        and every datum has as many valid elements.
+
+        Raises:
+            TypeError: if the data is no list or tuple, whose batches alone can be taken one at a time.
+        """
+        return [(share, self._on(k, share)) for k, share in enumerate(self._shares("terms")) if share]
+
+    @final
+    def draw(self, generator: torch.Generator) -> Operator:
+        """One of the :meth:`terms`, with its share as probability; raises as they do."""
+        shares = self._shares("draw")
+        weights = torch.tensor(shares, dtype=torch.float64, device=generator.device)
+        k = int(torch.multinomial(weights, 1, generator=generator))
+        return self._on(k, shares[k])
+
+    def _shares(self, call: str) -> list[float]:
+        """Each batch's share of the rows."""
+        if not isinstance(self.data, Sequence):
+            raise TypeError(
+                f"{type(self).__name__}.{call}: the data is a {type(self.data).__name__}, expected a list or tuple of batches; "
+                "pass list(loader)"
+            )
+        rows = [len(Batch.of(batch).targets) for batch in self.data]
+        return [n / sum(rows) for n in rows]
+
+    def _on(self, k: int, share: float) -> Operator:
+        """Batch k's part of the sum, divided by ``share``."""
+        assert isinstance(self.data, Sequence)
+        result = copy(self)
+        result.data = [self.data[k]]
+        result._divisor = self._divisor * share
+        return result
+
     @abstractmethod
     def _product(self, batch: Batch, v: Tree) -> Tree:
         """One batch's share of the product."""
 
 
 @final
-class Hessian(_BatchSum):
+class Hessian(BatchSum):
     r"""``v -> (d^2 g / d params^2) v``, by double backward (Pearlmutter 1994).
 
     Indefinite away from a minimum, and on mini-batches: :class:`GGN` is the default elsewhere for that reason.
@@ -64,12 +110,15 @@ class Hessian(_BatchSum):
         objective: model and loss.
         data: batches, iterated once for every product; a list or a DataLoader, not an iterator.
         params: where the curvature is taken; default: the module's trainable parameters.
+
+    Raises (from ``apply``):
+        NotImplementedError: if an operation of the model has no second derivative; :class:`FiniteDifferenceHessian` needs none.
     """
 
     def _product(self, batch: Batch, v: Tree) -> Tree:
         params = {name: p.requires_grad_() for name, p in tree.detach(self.params).items()}
         with torch.enable_grad():
-            value = self.objective.value(params, batch, self._count)
+            value = self.objective.total(params, batch) / self._divisor
             if not value.requires_grad:
                 return tree.zeros_like(self.params)
             gradient = torch.autograd.grad(
@@ -78,12 +127,17 @@ class Hessian(_BatchSum):
             inner = tree.dot(dict(zip(params, gradient, strict=True)), v)
             if not inner.requires_grad:  # the loss is linear in the parameters, or does not depend on them
                 return tree.zeros_like(self.params)
+            refuse_once_differentiable(
+                "Hessian.apply",
+                inner,
+                "use wg.FiniteDifferenceHessian, or wg.GGN if the operation has a forward derivative (jvp)",
+            )
             product = torch.autograd.grad(inner, list(params.values()), materialize_grads=True)
         return dict(zip(params, product, strict=True))
 
 
 @final
-class GGN(_BatchSum):
+class GGN(BatchSum):
     r"""``v -> (1/M) sum_n w_n J_n^T H_n J_n v``, the generalised Gauss-Newton matrix (Schraudolph 2002): always PSD.
 
     ``J_n`` is the output's Jacobian and ``H_n`` the loss Hessian in the output of datum n. One product costs a forward pass with
@@ -93,6 +147,9 @@ class GGN(_BatchSum):
         objective: model and loss.
         data: batches, iterated once for every product; a list or a DataLoader, not an iterator.
         params: where the curvature is taken; default: the module's trainable parameters.
+
+    Raises (from ``apply``):
+        NotImplementedError: if an operation of the model has neither a forward derivative nor a second one.
 
     >>> from weingarten.losses import MSE
     >>> objective = Objective(lambda params, x: x @ params["w"], MSE())
@@ -109,7 +166,7 @@ class GGN(_BatchSum):
             output, tangent = jacobian_product(self.objective, params, batch, v)
             if not output.requires_grad:
                 return tree.zeros_like(self.params)
-            curved = loss.curvature(output.detach(), batch.targets, tangent.detach()) / self._count
+            curved = loss.curvature(output.detach(), batch.targets, tangent.detach()) / self._divisor
             if batch.weights is not None:
                 check_weights(batch.weights, len(output))
                 curved = curved * batch.weights.detach().reshape(-1, *[1] * (curved.ndim - 1))
@@ -127,7 +184,7 @@ def jacobian_product(objective: Objective, params: Tree, batch: Batch, v: Tree) 
         with forward_ad.dual_level(), _Watch() as watch:
             dual = {name: forward_ad.make_dual(p, v[name].to(p.dtype)) for name, p in params.items()}
             output, tangent = forward_ad.unpack_dual(objective.forward(dual, batch.inputs))
-        if not watch.gradients_off and not any(_one_sided(node) for node in graph_nodes(output)):
+        if not watch.gradients_off and not any(one_sided(node) for node in graph_nodes(output)):
             return output, torch.zeros_like(output) if tangent is None else tangent
     except NotImplementedError:
         pass
@@ -139,6 +196,9 @@ def jacobian_product(objective: Objective, params: Tree, batch: Batch, v: Tree) 
         output, list(params.values()), dummy, create_graph=True, materialize_grads=True
     )
     inner = tree.dot(dict(zip(params, pulled, strict=True)), v)
+    refuse_once_differentiable(
+        "GGN.apply", inner, "give the operation a forward derivative (jvp), or estimate with wg.KFAC or wg.Diagonal"
+    )
     return output, torch.autograd.grad(inner, dummy, retain_graph=True)[0]
 
 
@@ -152,7 +212,7 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _one_sided(node: Any) -> bool:
+def one_sided(node: Any) -> bool:
     """Whether the backward pass of a graph node leaves out what its forward derivative has."""
     if not node.name().startswith("EmbeddingBackward"):
         return False

@@ -28,6 +28,13 @@ class Operator(ABC):
     def apply(self, v: TreeLike) -> Tree:
         """The product with ``v``."""
 
+    def draw(self, generator: torch.Generator) -> Operator:
+        """A random operator whose expectation is this one: the operator itself, except where it is a mean over batches.
+
+        Sums and multiples draw term by term, so that a shift by a multiple of the identity stays as it is.
+        """
+        return self
+
     @final
     def __add__(self, other: Operator) -> Operator:
         """The sum, applied term by term."""
@@ -164,6 +171,9 @@ class Sum(Operator):
     def apply(self, v: TreeLike) -> Tree:
         return tree.add(self.first.apply(v), self.second.apply(v))
 
+    def draw(self, generator: torch.Generator) -> Operator:
+        return Sum(self.first.draw(generator), self.second.draw(generator))
+
 
 @final
 class Scaled(Operator):
@@ -178,6 +188,9 @@ class Scaled(Operator):
 
     def apply(self, v: TreeLike) -> Tree:
         return tree.scale(self.factor, self.operator.apply(v))
+
+    def draw(self, generator: torch.Generator) -> Operator:
+        return Scaled(self.operator.draw(generator), self.factor)
 
 
 @final

@@ -51,4 +51,6 @@ class Solver(ABC):
         Raises:
             TypeError: if the solver takes none.
         """
-        raise TypeError(f"{type(self).__name__} takes no preconditioner; use CG or Neumann")
+        raise TypeError(
+            f"{type(self).__name__} takes no preconditioner; use CG, MINRES, Neumann or RobbinsMonro"
+        )
