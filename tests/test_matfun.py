@@ -7,7 +7,16 @@ import torch
 
 import weingarten as wg
 from tests.cases import normal
-from weingarten.matfun import SingularMatrixError, by_cholesky, by_eigh, by_iteration, evaluate
+from weingarten.matfun import (
+    SingularMatrixError,
+    by_cholesky,
+    by_eigh,
+    by_iteration,
+    eigh,
+    evaluate,
+    mean_of,
+    on_spectrum,
+)
 
 
 def spd(*batch: int, n: int = 5, floor: float = 0.05) -> torch.Tensor:
@@ -65,6 +74,31 @@ def test_cholesky_falls_back_where_rounding_made_it_indefinite():
         torch.tensor([1 / (1 + 1e-4), 1 / 1e-4], dtype=torch.float64)
     )  # clamped, then damped
     torch.testing.assert_close(by_cholesky(1e-4, matrix), expected)
+
+
+def test_cholesky_of_a_stack_falls_back_only_where_it_must():
+    bad = torch.diag(torch.tensor([1.0, 1.0, -1e-3], dtype=torch.float64))
+    stack = torch.stack([spd(n=3), bad, spd(n=3) + 1])
+    found = by_cholesky(1e-4, stack)
+    assert torch.equal(found[[0, 2]], by_cholesky(1e-4, stack[[0, 2]]))
+    torch.testing.assert_close(found[1], by_eigh(wg.Power(-1, 1e-4), bad))
+    stack[1, 2, 1] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        by_cholesky(1e-4, stack)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("function", [f for f in FUNCTIONS if "damping=0.0" not in str(f)], ids=str)
+def test_half_types_are_evaluated_in_float32(function, dtype):
+    matrix = spd(2).to(dtype)
+    assert torch.equal(evaluate(function, matrix), evaluate(function, matrix.float()).to(dtype))
+    spectrum = matrix[0, 0].abs()
+    assert torch.equal(on_spectrum(function, spectrum), function(spectrum.float()).to(dtype))
+    values, basis = eigh(matrix)
+    assert (values.dtype, basis.dtype) == (torch.float32, dtype)
+    assert torch.equal(values, eigh(matrix.float())[0])
+    other = spd(2).to(dtype) + matrix
+    assert torch.equal(mean_of(matrix, other), mean_of(matrix.float(), other.float()).to(dtype))
 
 
 @pytest.mark.parametrize("function", [wg.Power(-1), wg.Power(-0.5), wg.Log(), wg.FactoredPower(-1)], ids=str)

@@ -2,7 +2,8 @@
 
 A :class:`MatrixFunction` says *what* is wanted (``Power(-1, damping=1e-3)``); :func:`evaluate` chooses *how*: Cholesky for an
 inverse, coupled Newton-Schulz iterations for (inverse) square roots where eigenvalue routines are slow, eigh for all else.
-Every routine takes a stack of matrices ``(..., n, n)`` and treats equal shapes in one batch.
+Every routine takes a stack of matrices ``(..., n, n)`` and treats equal shapes in one batch. bfloat16 and float16 are
+factorised in float32, and results return to them.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ __all__ = [
     "by_cholesky",
     "by_eigh",
     "by_iteration",
+    "eigh",
     "evaluate",
     "mean_of",
+    "narrowed",
+    "on_spectrum",
 ]
 
 
@@ -153,10 +157,12 @@ def evaluate(function: MatrixFunction, matrix: Tensor) -> Tensor:
 
     Raises:
         SingularMatrixError: a negative power or a logarithm of a singular matrix without damping.
-        ValueError: if the last two dimensions differ or an entry is not finite.
+        ValueError: if the last two dimensions differ, an entry is not finite, or the result leaves the range of float16.
     """
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
         raise ValueError(f"evaluate: found a matrix of shape {tuple(matrix.shape)}, expected (..., n, n)")
+    if matrix.element_size() < 4:
+        return narrowed(evaluate(function, matrix.float()), matrix.dtype)
     if isinstance(function, Scale):
         return function.factor * matrix
     if isinstance(function, Shift):
@@ -170,6 +176,41 @@ def evaluate(function: MatrixFunction, matrix: Tensor) -> Tensor:
     return by_eigh(function, matrix)
 
 
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``(..., n)``, in float32 at least, and eigenvectors ``(..., n, n)`` in the type of the matrices.
+
+    Raises:
+        ValueError: if an entry is not finite.
+    """
+    _check_finite(matrix, "eigh")
+    spectrum, basis = torch.linalg.eigh(matrix.float() if matrix.element_size() < 4 else matrix)
+    return spectrum, basis.to(matrix.dtype)
+
+
+def on_spectrum(function: MatrixFunction, spectrum: Tensor) -> Tensor:
+    """The function of eigenvalues in their own type, computed in float32 at least."""
+    if spectrum.element_size() < 4:
+        return narrowed(function(spectrum.float()), spectrum.dtype)
+    return function(spectrum)
+
+
+def narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A result in the type of the factors it belongs to.
+
+    Raises:
+        ValueError: if it leaves the range of float16, which ends at 65504.
+    """
+    if value.dtype == dtype:
+        return value
+    result = value.to(dtype)
+    if dtype == torch.float16 and not torch.isfinite(result).all():
+        raise ValueError(
+            f"evaluate: the result reaches {float(value.abs().max()):.2g}, beyond the range of float16; keep factors in "
+            "bfloat16 or float32, or raise damping"
+        )
+    return result
+
+
 def by_eigh(function: MatrixFunction, matrix: Tensor) -> Tensor:
     """``Q f(spectrum) Q^T`` from the eigendecomposition."""
     _check_finite(matrix, "by_eigh")
@@ -178,15 +219,21 @@ def by_eigh(function: MatrixFunction, matrix: Tensor) -> Tensor:
 
 
 def by_cholesky(damping: float, matrix: Tensor) -> Tensor:
-    """``(matrix + damping I)^{-1}``, by Cholesky, falling back to eigh when a pivot is not positive."""
-    _check_finite(matrix, "by_cholesky")
+    """``(matrix + damping I)^{-1}``, by Cholesky; by eigh for those of the stack with a pivot that is not positive.
+
+    The pivots tell what is not finite, without a pass over the matrix of its own.
+    """
     factor, failed = torch.linalg.cholesky_ex(_add_identity(matrix, damping))
-    if failed.any():
-        return by_eigh(Power(-1, damping), matrix)
-    pivots = factor.diagonal(dim1=-2, dim2=-1)
-    if damping == 0 and (pivots.amin(-1) ** 2 <= torch.finfo(matrix.dtype).eps * pivots.amax(-1) ** 2).any():
-        return by_eigh(Power(-1, damping), matrix)  # says how singular it is
-    return torch.cholesky_inverse(factor)
+    low, high = torch.aminmax(factor.diagonal(dim1=-2, dim2=-1), dim=-1)
+    ratio = low / high  # NaN or zero where an entry is not finite
+    smallest = torch.finfo(matrix.dtype).eps ** 0.5 if damping == 0 else 0.0
+    if not failed.any() and float(ratio.min()) > smallest:
+        return torch.cholesky_inverse(factor)
+    sound = (failed == 0) & (ratio > smallest)
+    result = torch.empty_like(matrix)
+    result[sound] = torch.cholesky_inverse(factor[sound])
+    result[~sound] = by_eigh(Power(-1, damping), matrix[~sound])  # says what is singular or not finite
+    return result
 
 
 def by_iteration(exponent: float, damping: float, matrix: Tensor, steps: int = 40) -> Tensor:
@@ -236,6 +283,8 @@ def mean_of(a: Tensor, b: Tensor, floor: float = 0.0) -> Tensor:
     tensor([[6., 0.],
             [0., 6.]])
     """
+    if a.element_size() < 4:
+        return narrowed(mean_of(a.float(), b.float(), floor), a.dtype)
     _check_finite(a, "mean_of")
     _check_finite(b, "mean_of")
     spectrum, basis = torch.linalg.eigh(a)

@@ -168,7 +168,7 @@ def test_a_write_that_fails_leaves_the_old_file(saved, monkeypatch):
     def full(*arguments):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         run(METHODS["kept-factors"], checkpoint=saved, checkpoint_every=1)
     monkeypatch.undo()

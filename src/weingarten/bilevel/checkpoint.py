@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weingarten.atomic import replacing
 from weingarten.bilevel.implicit import Anchor, ImplicitState
 from weingarten.objective import Batch
 from weingarten.operators import Operator
@@ -33,8 +33,7 @@ class CheckpointError(ValueError):
 def write(path: Path, content: Mapping[str, Any], settings: Mapping[str, str]) -> None:
     """Write a checkpoint so that ``path`` holds the old one or the new one, whole, at every moment.
 
-    The bytes go to a file next to it, are flushed to the disk, and the file is renamed; a process that is killed leaves at worst
-    ``<path>.partial``, which the next write replaces.
+    See :func:`weingarten.atomic.replacing`.
 
     Args:
         path: the file; its folder is made if it does not exist.
@@ -44,19 +43,8 @@ def write(path: Path, content: Mapping[str, Any], settings: Mapping[str, str]) -
     Raises:
         OSError: if the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         torch.save({"format": FORMAT, "settings": dict(settings), "content": dict(content)}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def read(path: Path, settings: Mapping[str, str], device: torch.device) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from weingarten.matfun import MatrixFunction
+from weingarten.operators.batched import map_each
 from weingarten.operators.operator import Curvature
 from weingarten.tree import Space, Tree, TreeLike
 
@@ -17,7 +18,7 @@ __all__ = ["BlockDiagonal"]
 
 @final
 class BlockDiagonal(Curvature):
-    """The direct sum of curvatures whose leaves are disjoint.
+    """The direct sum of curvatures whose leaves are disjoint; ``map`` factorises matrices of equal size together.
 
     Args:
         blocks: the curvatures.
@@ -52,6 +53,11 @@ class BlockDiagonal(Curvature):
     def space(self) -> Space:
         return self._space
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The leaves in the order of the joint space."""
+        return tuple(self._space.shapes)
+
     def apply(self, v: TreeLike) -> Tree:
         self._space.check(v, "BlockDiagonal.apply")
         parts: Tree = {}
@@ -60,7 +66,7 @@ class BlockDiagonal(Curvature):
         return {name: parts[name] for name in self._space.shapes}
 
     def map(self, function: MatrixFunction) -> BlockDiagonal:
-        return BlockDiagonal([block.map(function) for block in self.blocks], list(self._space.shapes))
+        return BlockDiagonal(map_each(self.blocks, function), self.order)
 
     def trace(self) -> Tensor:
         return torch.stack([block.trace() for block in self.blocks]).sum()

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from weingarten.matfun import MatrixFunction
+from weingarten.matfun import MatrixFunction, on_spectrum
 from weingarten.operators.operator import Curvature
 from weingarten.tree import Space, Tree, TreeLike
 
@@ -41,7 +41,9 @@ class DiagonalCurvature(Curvature):
         return {name: (self.values[name] * v[name]).to(dtype) for name, dtype in self._space.dtypes.items()}
 
     def map(self, function: MatrixFunction) -> DiagonalCurvature:
-        return DiagonalCurvature({name: function(d) for name, d in self.values.items()}, self._space)
+        return DiagonalCurvature(
+            {name: on_spectrum(function, d) for name, d in self.values.items()}, self._space
+        )
 
     def trace(self) -> Tensor:
         return torch.stack([d.sum() for d in self.values.values()]).sum()
