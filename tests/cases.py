@@ -288,9 +288,50 @@ LOSSES: dict[str, tuple[wg.Loss, Tensor, Tensor]] = {
         normal(2, 3, 2, 2, seed=1).softmax(1),
     ),
     "cross-entropy, many classes": (wg.CrossEntropy(), normal(2, 70), integers(70, 2)),
+    "cross-entropy, class weights": (
+        wg.CrossEntropy(weight=[0.5, 2.0, 0.0], ignore_index=1),
+        normal(N, 3),
+        torch.tensor([0, 1, 0, 2, 0]),
+    ),
+    "cross-entropy, class weights smoothed": (
+        wg.CrossEntropy(weight=[0.5, 2.0, 0.7], label_smoothing=0.3),
+        normal(N, 3, 2),
+        torch.tensor([[0, 1], [2, -100], [-100, -100], [1, 1], [2, 0]]),
+    ),
+    "cross-entropy, class weights of soft labels": (
+        wg.CrossEntropy(weight=[0.5, 2.0, 0.7]),
+        normal(2, 3, 2, 2),
+        normal(2, 3, 2, 2, seed=1).softmax(1),
+    ),
+    "cross-entropy, soft smoothed": (
+        wg.CrossEntropy(weight=[0.5, 2.0, 0.7], label_smoothing=0.2),
+        normal(N, 3),
+        2 * normal(N, 3, seed=1).softmax(1),
+    ),
+    "cross-entropy, sum": (
+        wg.CrossEntropy(weight=[0.5, 2.0, 0.7], ignore_index=0, reduction="sum"),
+        normal(N, 3),
+        torch.tensor([0, 1, 0, 2, 1]),
+    ),
     "squared error": (wg.MSE(), normal(N, 3), normal(N, 3, seed=1)),
+    "squared error, sum": (wg.MSE(reduction="sum"), normal(N, 3), normal(N, 3, seed=1)),
     "squared error, scalars": (wg.MSE(), normal(N), normal(N, seed=1)),
     "squared error, many outputs": (wg.MSE(), normal(2, 7, 10), normal(2, 7, 10, seed=1)),
     "binary": (wg.BinaryCrossEntropy(), normal(N, 2), integers(2, N, 2).double()),
     "binary, soft": (wg.BinaryCrossEntropy(), normal(N, 2, 2), normal(N, 2, 2, seed=1).sigmoid()),
+    "binary, weights": (
+        wg.BinaryCrossEntropy(weight=[[0.5], [2.0]], pos_weight=[3.0, 0.2]),
+        normal(N, 2, 2),
+        normal(N, 2, 2, seed=1).sigmoid(),
+    ),
+    "binary, weight of positives, scalars": (
+        wg.BinaryCrossEntropy(pos_weight=3.0),
+        normal(N),
+        integers(2, N).double(),
+    ),
+    "binary, sum": (
+        wg.BinaryCrossEntropy(weight=torch.tensor([0.5, 2.0]), reduction="sum"),
+        normal(N, 2),
+        integers(2, N, 2).double(),
+    ),
 }

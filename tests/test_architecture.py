@@ -21,6 +21,7 @@ PACKAGE = ROOT / "src" / "weingarten"
 
 # Each layer imports only from itself and from layers above it in this list.
 LAYERS = [
+    "atomic",
     "tree",
     "matfun",
     "losses",
@@ -29,6 +30,7 @@ LAYERS = [
     "groups",
     "symmetry",
     "operators",
+    "storage",
     "layers",
     "estimators",
     "solvers",

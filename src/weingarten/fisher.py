@@ -21,6 +21,11 @@ class Fisher(ABC):
     All estimates of GGN type are ``sum_k sum_n (J_n^T s_nk)(J_n^T s_nk)^T`` with ``J_n`` datum n's output Jacobian.
     """
 
+    @property
+    def single(self) -> bool:
+        """Whether there is one column, so that no backward pass is batched."""
+        return False
+
     @abstractmethod
     def columns(
         self, loss: Loss, output: Tensor, target: Tensor, generator: torch.Generator
@@ -67,6 +72,10 @@ class MonteCarlo(Fisher):
         if self.samples < 1:
             raise ValueError(f"MonteCarlo: samples is {self.samples}, expected >= 1")
 
+    @property
+    def single(self) -> bool:
+        return self.samples == 1
+
     def columns(
         self, loss: Loss, output: Tensor, target: Tensor, generator: torch.Generator
     ) -> Iterator[Tensor]:
@@ -77,6 +86,10 @@ class MonteCarlo(Fisher):
 @dataclass(frozen=True)
 class Empirical(Fisher):
     """Gradients at the given labels: the empirical Fisher, a second moment of gradients and *not* a GGN estimate."""
+
+    @property
+    def single(self) -> bool:
+        return True
 
     def columns(
         self, loss: Loss, output: Tensor, target: Tensor, generator: torch.Generator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from weingarten.losses import Loss
 from weingarten.tree import Tree, TreeLike
 
-__all__ = ["Batch", "Data", "Objective", "curvature_pass", "graph_nodes", "input_rows"]
+__all__ = [
+    "Batch",
+    "Data",
+    "Objective",
+    "curvature_pass",
+    "each_tensor",
+    "graph_nodes",
+    "input_rows",
+    "refuse_once_differentiable",
+]
 
 Model = nn.Module | Callable[[Tree, Any], Tensor]
 
@@ -56,11 +66,17 @@ Data = Iterable[Batch | Sequence[Any]]
 
 
 class Objective:
-    """``g(params) = loss(model(params, inputs), targets, weights)``, a mean over valid elements.
+    """``g(params) = loss(output(model(params, inputs)), targets, weights)``, a mean over valid elements, or their sum.
 
     Args:
         model: an ``nn.Module``, called as ``model(inputs)``, or a function ``model(params, inputs)`` of a dict of tensors.
         loss: a :class:`weingarten.losses.Loss`.
+        output: picks the tensor that the loss takes from what the model returns; default None, for models that return it. Models
+            of Hugging Face return an object: ``output=lambda out: out.logits``, or ``out.logits.mT`` for the cross-entropy of
+            tokens, whose classes belong in dimension 1.
+
+    Raises:
+        TypeError: if ``loss`` is no loss of this package, or ``output`` cannot be called.
 
     >>> from weingarten.losses import MSE
     >>> objective = Objective(lambda params, x: x @ params["w"], MSE())
@@ -69,14 +85,19 @@ class Objective:
     4.0
     """
 
-    def __init__(self, model: Model, loss: Loss) -> None:
+    def __init__(self, model: Model, loss: Loss, output: Callable[[Any], Tensor] | None = None) -> None:
         if not isinstance(loss, Loss):
             raise TypeError(
                 f"Objective: loss is {loss!r}, expected a weingarten loss such as wg.CrossEntropy(), wg.MSE() or "
                 "wg.BinaryCrossEntropy(), which know their curvature"
             )
+        if output is not None and not callable(output):
+            raise TypeError(
+                f"Objective: output is {output!r}, expected a function of what the model returns, such as lambda out: out.logits"
+            )
         self.model = model
         self.loss = loss
+        self.output = output
 
     def params(self) -> Tree:
         """The trainable parameters of the module, detached (shared memory, no history).
@@ -97,32 +118,49 @@ class Objective:
         return found
 
     def forward(self, params: TreeLike, inputs: Any) -> Tensor:
-        """The model's output at ``params``.
+        """The model's output at ``params``, as the loss takes it.
+
+        A tied parameter may go by any of its names; modules may have several names too.
 
         Raises:
-            TypeError: if the model returns anything but one tensor.
+            TypeError: if the model, or ``output`` after it, returns anything but one tensor.
+            ValueError: if two names of one parameter have different values.
         """
         if not isinstance(self.model, nn.Module):
-            output: Any = self.model(dict(params), inputs)
-        elif isinstance(inputs, Mapping):
-            output = torch.func.functional_call(self.model, dict(params), (), dict(inputs))
+            returned: Any = self.model(dict(params), inputs)
         else:
-            args = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-            output = torch.func.functional_call(self.model, dict(params), args)
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"Objective.forward: the model returned {type(output).__name__}, expected one tensor; wrap the model so that it "
-                "returns what the loss takes"
+            mapping = isinstance(inputs, Mapping)
+            args = () if mapping else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+            keywords = dict(inputs) if mapping else {}
+            everywhere = _everywhere(self.model, params)
+            returned = torch.func.functional_call(
+                self.model, everywhere, args, keywords, tie_weights=False
             )
-        return output
+        found = returned if self.output is None else self.output(returned)
+        if isinstance(found, Tensor):
+            return found
+        source = "the model returned" if self.output is None else "output= returned"
+        raise TypeError(
+            f"Objective.forward: {source} {type(found).__name__}, expected one tensor; {_remedy(found)}"
+        )
 
-    def value(self, params: TreeLike, batch: Batch, count: int | None = None) -> Tensor:
-        """The loss of one batch, divided by ``count`` (default: the batch's own number of valid elements)."""
-        total = self.loss.total(self.forward(params, batch.inputs), batch.targets, batch.weights)
-        return total / max(self.loss.count(batch.targets) if count is None else count, 1)
+    def total(self, params: TreeLike, batch: Batch) -> Tensor:
+        """``sum_n w_n l_n`` of one batch, not divided."""
+        return self.loss.total(self.forward(params, batch.inputs), batch.targets, batch.weights)
 
-    def count(self, data: Data) -> int:
-        """M, the number of valid elements in all batches.
+    def value(self, params: TreeLike, batch: Batch, count: float | None = None) -> Tensor:
+        """The loss of one batch.
+
+        Args:
+            params: the parameters.
+            batch: inputs, targets and weights.
+            count: M, what a mean divides by; default: the batch's own. A loss with ``reduction="sum"`` does not divide.
+        """
+        count = self.loss.count(batch.targets) if count is None else count
+        return self.total(params, batch) / self.loss.divisor(count)
+
+    def count(self, data: Data) -> float:
+        """M of all batches: the number of valid elements, or the sum of their class weights.
 
         Raises:
             ValueError: if there are none, which includes an iterator that is already used up.
@@ -136,6 +174,50 @@ class Objective:
         return result
 
 
+def _everywhere(model: nn.Module, values: TreeLike) -> Tree:
+    """Values for every place of the model that holds one of the given parameters or buffers, each place by one name.
+
+    ``functional_call`` ties weights by all their names instead, and so puts a tensor back in place of a parameter whose module has
+    two.
+    """
+    given: dict[int, tuple[str, Tensor]] = {}
+    unknown = dict(values)
+    for name, held in (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ):
+        if name in unknown:
+            first, value = given.setdefault(id(held), (name, unknown.pop(name)))
+            if value is not values[name]:
+                raise ValueError(
+                    f"Objective.forward: {first!r} and {name!r} are one tied parameter, found two values; pass one of them"
+                )
+    placed = {
+        name: given[id(held)][1]
+        for prefix, module in model.named_modules()
+        for name, held in (
+            *module.named_parameters(prefix, recurse=False, remove_duplicate=False),
+            *module.named_buffers(prefix, recurse=False, remove_duplicate=False),
+        )
+        if id(held) in given
+    }
+    return placed | unknown  # which functional_call treats as it sees fit
+
+
+def _remedy(returned: Any) -> str:
+    """How to have a tensor instead."""
+    if isinstance(getattr(returned, "logits", None), Tensor):
+        return (
+            "pass Objective(..., output=lambda out: out.logits), or out.logits.mT for a loss of tokens, whose classes are in "
+            "dimension 1"
+        )
+    if isinstance(returned, Mapping) and returned:
+        return f"pass Objective(..., output=lambda out: out[{next(iter(returned))!r}]), or another of {list(returned)}"
+    if isinstance(returned, tuple | list):
+        return "pass Objective(..., output=lambda out: out[0]), or another place"
+    return "pass output=, which picks the tensor that the loss takes from what the model returns"
+
+
 def graph_nodes(output: Tensor) -> Iterator[Any]:
     """Every node of the autograd graph below ``output``, once."""
     seen, stack = set(), [output.grad_fn]
@@ -147,33 +229,77 @@ def graph_nodes(output: Tensor) -> Iterator[Any]:
             stack.extend(following for following, _ in node.next_functions)
 
 
-def input_rows(inputs: Any, index: Tensor) -> Any:
-    """Rows of all tensors in the inputs; what is no tensor (None, a flag) belongs to all data."""
+def refuse_once_differentiable(call: str, value: Tensor, remedy: str) -> None:
+    """Refuse a first derivative with an operation in it that has no second: PyTorch passes over it where inputs are given.
+
+    Args:
+        call: for the message.
+        value: made from first derivatives, with their graph.
+        remedy: what to do instead.
+
+    Raises:
+        NotImplementedError: if an operation's backward pass is marked ``once_differentiable``.
+    """
+    if any(node.name().endswith("autograd::Error") for node in graph_nodes(value)):
+        raise NotImplementedError(
+            f"{call}: found an operation without a second derivative (a torch.autograd.Function whose backward is "
+            f"once_differentiable), expected a backward pass that can be differentiated again; {remedy}"
+        )
+
+
+def input_rows(inputs: Any, index: Tensor, data: int) -> Any:
+    """Rows of every tensor with ``data`` rows; all else (a mask for all data, None, a flag) as it is.
+
+    >>> masked = (torch.arange(6).reshape(3, 2), torch.eye(2), None)
+    >>> input_rows(masked, torch.tensor([1]), data=3)
+    (tensor([[2, 3]]), tensor([[1., 0.],
+            [0., 1.]]), None)
+    """
+
+    def rows(x: Tensor) -> Tensor:
+        return x.index_select(0, index.to(x.device)) if x.ndim and len(x) == data else x
+
+    return each_tensor(rows, inputs)
+
+
+def each_tensor(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
+    """The inputs with the function's result in place of each tensor."""
     if isinstance(inputs, Tensor):
-        return inputs.index_select(0, index)
+        return function(inputs)
     if isinstance(inputs, Mapping):
-        return {name: input_rows(value, index) for name, value in inputs.items()}
+        return {name: each_tensor(function, value) for name, value in inputs.items()}
     if isinstance(inputs, tuple | list):
-        return tuple(input_rows(value, index) for value in inputs)
+        return tuple(each_tensor(function, value) for value in inputs)
     return inputs
 
 
 @contextmanager
-def curvature_pass(model: Model) -> Iterator[None]:
-    """Evaluate without dropout and with attention that can be differentiated twice; leave the model as it was.
+def curvature_pass(model: Model, twice: bool = True, training: bool = False) -> Iterator[None]:
+    """Evaluate without dropout, so that it can be differentiated twice; leave the model as it was.
 
-    Inside, every submodule is in evaluation mode and scaled dot-product attention uses the math kernel, since the fused kernels
-    have no double backward. On every exit each submodule's own mode comes back.
+    What ``torch.compile`` wraps runs as it was written, so that its operations can be followed. On every
+    exit each submodule's own mode comes back.
+
+    Args:
+        model: its submodules are in evaluation mode inside.
+        twice: use the math kernel of scaled dot-product attention, since the fused ones have no double backward and cannot be
+            batched over output gradients.
+        training: leave the submodules' modes as they are.
     """
-    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
+    modes: dict[nn.Module, bool] = {}
+    if isinstance(model, nn.Module) and not training:
+        modes = {module: module.training for module in model.modules()}
     try:
-        if isinstance(model, nn.Module):
-            model.eval()
+        for module in modes:
+            module.training = False
         with ExitStack() as stack:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if twice:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if torch.is_inference_mode_enabled():
                 stack.enter_context(torch.inference_mode(False))
+            if "torch._dynamo" in sys.modules:  # else nothing is compiled
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module, was_training in modes.items():
+            module.training = was_training

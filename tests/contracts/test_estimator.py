@@ -169,10 +169,9 @@ class TestDeterministicEstimator:
         found = estimate(estimator, problem, [problem.whole(zero)])
         fewer = estimate(estimator, problem, [rows(problem.whole(), kept)])
         ratio = problem.loss.count(problem.targets[kept]) / problem.loss.count(problem.targets)
-        if isinstance(estimator, wg.KFAC):  # in the output factors only
-            whole = factors(estimate(estimator, problem, [problem.whole()]))
+        if isinstance(estimator, wg.KFAC):  # from the mean of inputs too, and from no divisor
             for name, factor in factors(fewer).items():
-                expected = ratio * factor if name.startswith("outputs") else whole[name]
+                expected = ratio * factor if name.startswith("outputs") else factor
                 torch.testing.assert_close(factors(found)[name], expected)
         elif isinstance(estimator, wg.Diagonal):
             torch.testing.assert_close(found.dense(), ratio * fewer.dense())
@@ -209,13 +208,15 @@ def test_decay_is_the_exponential_average(decay):
     batches = problem.batches(WEIGHTS)
     factor = [decay ** (len(batches) - 1 - i) for i in range(len(batches))]
     size = [len(batch.targets) for batch in batches]
-    total = sum(f * s for f, s in zip(factor, size, strict=True))
+    weight = [float(batch.weights.sum()) for batch in batches]  # of the rows of inputs
     alone = [estimate(wg.KFAC(wg.Exact()), problem, [batch]) for batch in batches]
     found = factors(estimate(wg.KFAC(wg.Exact(), decay=decay), problem, batches))
     for name, value in found.items():
-        expected = sum(f * s * factors(c)[name] for f, s, c in zip(factor, size, alone, strict=True)) / total
-        torch.testing.assert_close(value, expected)
+        each = weight if name.startswith("inputs") else size
+        expected = sum(f * s * factors(c)[name] for f, s, c in zip(factor, each, alone, strict=True))
+        torch.testing.assert_close(value, expected / sum(f * s for f, s in zip(factor, each, strict=True)))
     diagonals = [estimate(wg.Diagonal(), problem, [batch]).dense() for batch in batches]
+    total = sum(f * s for f, s in zip(factor, size, strict=True))
     expected = sum(f * s * d for f, s, d in zip(factor, size, diagonals, strict=True)) / total
     torch.testing.assert_close(estimate(wg.Diagonal(decay=decay), problem, batches).dense(), expected)
     with pytest.raises(ValueError, match="decay is 0"):

@@ -1,4 +1,4 @@
-"""Where theory says that KFAC is exact, and what it refuses by name."""
+"""Where theory says that KFAC is exact, and weights that are used in several ways or places."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import weingarten as wg
-from tests.cases import PROBLEMS, WEIGHTS, N, Tied, generator, initialised, integers, mlp, normal
+from tests.cases import PROBLEMS, WEIGHTS, N, Tied, generator, initialised, integers, normal
 from weingarten import reference
 
 EXACT = wg.KFAC(wg.Exact())
@@ -117,10 +117,10 @@ def test_empirical_factors_are_gradients_at_the_labels():
         wg.KFAC(wg.Empirical()), wg.Objective(model, wg.CrossEntropy()), [(x, y, WEIGHTS)]
     ).blocks
     torch.testing.assert_close(block.outputs[0], (g * WEIGHTS[:, None]).mT @ g / N)
-    torch.testing.assert_close(block.inputs[0], x.mT @ x / N)
+    torch.testing.assert_close(block.inputs[0], (x * WEIGHTS[:, None]).mT @ x / WEIGHTS.sum())
 
 
-# ----------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------- weights used in many ways
 
 
 class Twice(nn.Module):
@@ -155,188 +155,79 @@ class FunctionallyTied(nn.Module):
         return torch.tanh(self.layer(x)) @ self.layer.weight
 
 
-class Idle(nn.Module):
+class Flattened(nn.Module):
+    """Positions merged into the data dimension."""
+
+    def __init__(self, merged: bool = True) -> None:
+        super().__init__()
+        self.layer, self.merged = nn.Linear(3, 3), merged
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.layer(x.reshape(-1, 3)).reshape(x.shape) if self.merged else self.layer(x)
+        return torch.tanh(z).mean(1)
+
+
+class Bypassed(nn.Module):
+    """The layer's parameters are used, but not through the layer."""
+
     def __init__(self) -> None:
         super().__init__()
         self.used, self.idle = nn.Linear(3, 3), nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.used(x)
+        return self.used(x) + torch.tanh(functional.linear(x, self.idle.weight, self.idle.bias))
 
 
-class CutOff(Idle):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.used(x) + self.idle(x).detach()
-
-
-class Bypassed(Idle):
-    """The layer's weight is used, but not through the layer."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.used(x) + functional.linear(x, self.idle.weight)
-
-
-class Overwritten(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.tanh(self.first(x)).clone()
-        y = self.second(h)
-        h += y
-        return h
-
-
-class Flattened(nn.Module):
-    """Positions merged into the data dimension, so that data cannot be told apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.reshape(-1, 3)).reshape(x.shape).mean(1)
-
-
-class NoGrad(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.layer(x)
-
-
-REFUSED = {
-    "tied": (
-        Tied,
-        integers(4, N, 2),
-        integers(4, N, 2),
-        "'embed.weight' is tied, it appears as .*'head.weight'",
-    ),
-    "shared": (
-        Shared,
-        normal(N, 3),
-        integers(3, N),
-        "'first.weight' is tied, it appears as .*'second.weight'",
-    ),
-    "functionally tied": (
-        FunctionallyTied,
-        normal(N, 3),
-        integers(3, N),
-        "'layer.weight' is tied, it is used 2 times",
-    ),
-    "called twice": (Twice, normal(N, 3), integers(3, N), "layer 'layer' is called more than once"),
-    "never called": (Idle, normal(N, 3), integers(3, N), "layer 'idle' was not called"),
-    "bypassed": (Bypassed, normal(N, 3), integers(3, N), "layer 'idle' was not called"),
-    "cut off": (
-        CutOff,
-        normal(N, 3),
-        integers(3, N),
-        "output of layer 'idle' does not reach the model's output",
-    ),
-    "overwritten": (
-        Overwritten,
-        normal(N, 3),
-        integers(3, N),
-        "input of layer 'second' is overwritten in place",
-    ),
-    "flattened": (
-        Flattened,
-        normal(N, 2, 3),
-        integers(3, N),
-        r"layer 'layer' has shape \(10, 3\), expected the data dim",
-    ),
-    "no_grad": (NoGrad, normal(N, 3), integers(3, N), "output does not depend on any layer"),
+SHARED = {
+    "tied": (Tied, integers(4, N, 2), integers(4, N, 2)),
+    "shared": (Shared, normal(N, 3), integers(3, N)),
+    "functionally tied": (FunctionallyTied, normal(N, 3), integers(3, N)),
+    "called twice": (Twice, normal(N, 3), integers(3, N)),
+    "bypassed": (Bypassed, normal(N, 3), integers(3, N)),
+    "flattened": (Flattened, normal(N, 2, 3), integers(3, N)),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-@pytest.mark.parametrize("estimator", [EXACT, wg.KFAC(), wg.EKFAC()], ids=["exact", "sampled", "EKFAC"])
-def test_refused_by_name(name, estimator):
-    make, x, y, message = REFUSED[name]
-    model = initialised(make())
-    objective = wg.Objective(model, wg.CrossEntropy())
-    before = [len(m._forward_hooks) for m in model.modules()]
-    with pytest.raises(ValueError, match=message):
-        wg.estimate(estimator, objective, [(x, y)])
-    assert [len(m._forward_hooks) for m in model.modules()] == before
-    assert model.training
-
-
-@pytest.mark.parametrize(
-    "name", ["tied", "shared", "functionally tied", "called twice", "bypassed", "flattened"]
-)
-def test_what_kfac_refuses_the_diagonal_treats_exactly(name):
-    make, x, y, _ = REFUSED[name]
+@pytest.mark.parametrize("name", SHARED)
+def test_weights_used_in_several_ways_or_places(name):
+    """The factors are those of the oracle, in test_oracle.py; here, what is exact, whatever the model around."""
+    make, x, y = SHARED[name]
     objective = wg.Objective(initialised(make()), wg.CrossEntropy())
-    found = wg.estimate(wg.Diagonal(), objective, [(x, y)])
-    expected = reference.dense_ggn(objective, [(x, y)], objective.params()).diagonal()
-    torch.testing.assert_close(found.space.flatten(found.diag()), expected)
+    data, params = [wg.Batch(x, y, WEIGHTS)], objective.params()
+    dense = reference.dense_ggn(objective, data, params)
+    found = wg.estimate(wg.Diagonal(), objective, data, params)
+    torch.testing.assert_close(found.space.flatten(found.diag()), dense.diagonal())
+    corrected = wg.estimate(wg.EKFAC(wg.Exact()), objective, data, params)
+    assert list(corrected.space.shapes) == list(params)
+    for block in corrected.blocks:
+        where = [n in block.space.shapes for n, s in found.space.shapes.items() for _ in range(s.numel())]
+        torch.testing.assert_close(block.trace(), dense.diagonal()[torch.tensor(where)].sum())
+    assert wg.estimate(EXACT, objective, data, params).trace() > 0
 
 
-class WithGain(nn.Module):
-    """A parameter of the model's own between two layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 3)
-        self.gain = nn.Parameter(torch.ones(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.tanh(self.first(x)) * self.gain)
+def test_a_module_under_two_names_is_put_back():
+    model = initialised(Shared())
+    wg.estimate(EXACT, wg.Objective(model, wg.CrossEntropy()), [(normal(N, 3), integers(3, N))])
+    assert isinstance(model.first.weight, nn.Parameter)
 
 
-@pytest.mark.parametrize("kind", [wg.KFAC, wg.EKFAC])
-def test_parameters_without_a_rule(kind):
-    objective = wg.Objective(initialised(WithGain()), wg.CrossEntropy())
-    data = [wg.Batch(normal(N, 3), integers(3, N), WEIGHTS)]
-    with pytest.raises(ValueError, match=r"cannot treat 'gain' \(no rule for a layer of type WithGain\)"):
-        wg.estimate(kind(), objective, data)
-    found = wg.estimate(kind(wg.Exact(), otherwise=wg.Diagonal()), objective, data)
-    assert list(found.space.shapes) == list(objective.params())
-    torch.testing.assert_close(
-        found.diag()["gain"], wg.estimate(wg.Diagonal(), objective, data).diag()["gain"]
-    )
-    with pytest.raises(ValueError, match=r"otherwise= couples|cannot treat"):
-        wg.estimate(kind(otherwise=wg.KFAC()), objective, data)
-
-
-def test_only_parameters_without_a_rule():
-    objective = wg.Objective(initialised(WithGain()), wg.CrossEntropy())
-    data = [wg.Batch(normal(N, 3), integers(3, N))]
-    params = {"gain": objective.params()["gain"]}
-    found = wg.estimate(wg.KFAC(otherwise=wg.Diagonal()), objective, data, params)
-    torch.testing.assert_close(found.dense(), wg.estimate(wg.Diagonal(), objective, data, params).dense())
-
-
-def test_unknown_parameter():
-    objective = wg.Objective(mlp(3, 2), wg.MSE())
-    with pytest.raises(ValueError, match="'ghost' does not exist in the model"):
-        wg.estimate(wg.KFAC(), objective, [(torch.ones(1, 3), torch.ones(1, 2))], {"ghost": torch.ones(2)})
-
-
-@pytest.mark.parametrize("estimator", [EXACT, wg.KFAC(), wg.EKFAC(), wg.KFAC(wg.Empirical())])
-def test_nan_is_traced_to_a_layer(estimator):
-    model = initialised(mlp(3, 4, 3))
-    bad = normal(N, 3)
-    bad[1, 1] = torch.nan
-    with pytest.raises(ValueError, match="input of layer '0' is not finite"):
-        wg.estimate(estimator, wg.Objective(model, wg.CrossEntropy()), [(bad, integers(3, N))])
-    with torch.no_grad():
-        model[2].weight[0, 0] = torch.inf
-    with pytest.raises(ValueError, match="output of layer '2' is not finite"):
-        wg.estimate(estimator, wg.Objective(model, wg.CrossEntropy()), [(normal(N, 3), integers(3, N))])
-
-
-def test_nan_in_the_diagonal_is_refused():
-    bad = normal(N, 3) * torch.nan
-    with pytest.raises(ValueError, match="output is not finite"):
-        wg.estimate(
-            wg.Diagonal(), wg.Objective(mlp(3, 3).double(), wg.CrossEntropy()), [(bad, integers(3, N))]
+def test_merged_positions_are_positions():
+    models = [initialised(Flattened(merged)) for merged in (True, False)]
+    data = [wg.Batch(normal(N, 2, 3), integers(3, N), WEIGHTS)]
+    for estimator in (EXACT, wg.KFAC(wg.Exact(), wg.Reduce()), wg.EKFAC(wg.Exact())):
+        merged, apart = (
+            wg.estimate(estimator, wg.Objective(m, wg.CrossEntropy()), data).dense() for m in models
         )
+        torch.testing.assert_close(merged, apart)
+
+
+def test_one_module_under_two_names_is_one_layer_called_twice():
+    data = [(normal(N, 3), integers(3, N))]
+    first, second = (
+        wg.estimate(EXACT, wg.Objective(initialised(m), wg.CrossEntropy()), data).dense()
+        for m in (Shared(), Twice())
+    )
+    torch.testing.assert_close(first, second)
 
 
 # ------------------------------------------------------------------------------------------------------------- traps
@@ -397,8 +288,8 @@ def test_old_style_autograd_functions_and_the_fast_path(monkeypatch):
 
     monkeypatch.setattr(module, refuse)
     layers = wg.estimate(wg.Diagonal(), objective, [problem.whole(WEIGHTS)])
-    monkeypatch.setattr("weingarten.estimators.diagonal.RULES", ())  # no layer is known: all by vmap
-    fast = wg.estimate(wg.Diagonal(), objective, [problem.whole(WEIGHTS)])
+    function = wg.Objective(objective.forward, problem.loss)  # in which no layer is seen: all by vmap
+    fast = wg.estimate(wg.Diagonal(), function, [problem.whole(WEIGHTS)], objective.params())
     torch.testing.assert_close(layers.diag(), fast.diag())
     columns = torch.cat(
         list(

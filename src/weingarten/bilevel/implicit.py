@@ -20,7 +20,7 @@ from weingarten.bilevel.problem import (
 )
 from weingarten.estimators import KFAC, Estimator, estimate
 from weingarten.matfun import FactoredPower, MatrixFunction
-from weingarten.objective import Batch, Data, Objective, curvature_pass
+from weingarten.objective import Batch, Data, Objective, curvature_pass, refuse_once_differentiable
 from weingarten.operators import GGN, Curvature, Identity, Operator
 from weingarten.solvers import CG, Direct, FirstOrder, Solution, Solver
 from weingarten.tree import Space, Tree, TreeLike
@@ -261,7 +261,11 @@ def outer_gradients(outer: Level, params: Tree, hparams: Tree, batch: Batch) -> 
 
 
 def mixed_product(inner: Level, params: Tree, hparams: Tree, batch: Batch, q: TreeLike) -> Tree:
-    """``(d^2_{params hparams} g)^T q`` by one double backward with q held constant."""
+    """``(d^2_{params hparams} g)^T q`` by one double backward with q held constant.
+
+    Raises:
+        NotImplementedError: if an operation of the inner objective has no second derivative.
+    """
     params = {name: p.detach().requires_grad_() for name, p in params.items()}
     hparams = {name: h.detach().requires_grad_() for name, h in hparams.items()}
     with curvature_pass(inner.objective.model), torch.enable_grad():
@@ -272,6 +276,9 @@ def mixed_product(inner: Level, params: Tree, hparams: Tree, batch: Batch, q: Tr
         inner_product = tree.dot(dict(zip(params, gradient, strict=True)), tree.detach(q))
         if not inner_product.requires_grad:  # the inner objective does not depend on the outer variables
             return tree.zeros_like(tree.detach(hparams))
+        refuse_once_differentiable(
+            "mixed_product", inner_product, "write the inner objective in operations that have one"
+        )
         mixed = torch.autograd.grad(inner_product, list(hparams.values()), materialize_grads=True)
     return dict(zip(hparams, mixed, strict=True))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weingarten import tree
+from weingarten.objective import refuse_once_differentiable
 from weingarten.operators import DiagonalCurvature, Operator
 from weingarten.tree import Space, Tree, TreeLike
 
@@ -70,7 +71,11 @@ class L2(Penalty):
 
 
 class PenaltyHessian(Operator):
-    """The Hessian of any function ``penalty(params, hparams)``, by double backward."""
+    """The Hessian of any function ``penalty(params, hparams)``, by double backward.
+
+    Raises (from ``apply``):
+        NotImplementedError: if an operation of the penalty has no second derivative.
+    """
 
     def __init__(
         self, penalty: Callable[[TreeLike, TreeLike], Tensor], params: TreeLike, hparams: TreeLike
@@ -93,5 +98,8 @@ class PenaltyHessian(Operator):
             inner = tree.dot(dict(zip(params, gradient, strict=True)), v)
             if not inner.requires_grad:  # a penalty that is linear in the parameters
                 return tree.zeros_like(params)
+            refuse_once_differentiable(
+                "PenaltyHessian.apply", inner, "write the penalty in operations that have one"
+            )
             product = torch.autograd.grad(inner, list(params.values()), materialize_grads=True)
         return dict(zip(params, product, strict=True))

@@ -39,7 +39,7 @@ class Level64:
     def __init__(self, level: Level, batch: Batch) -> None:
         model = level.objective.model
         model = copy.deepcopy(model).double() if isinstance(model, nn.Module) else model
-        self.level = replace(level, objective=Objective(model, level.objective.loss))
+        self.level = replace(level, objective=Objective(model, level.objective.loss, level.objective.output))
         self.batch = doubled(batch)
 
     def value(self, params: TreeLike, hparams: TreeLike) -> float:

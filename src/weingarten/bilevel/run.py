@@ -258,6 +258,7 @@ def _level(level: Level) -> dict[str, str]:
     return {
         "model": describe(model),
         "loss": describe(level.objective.loss),
+        "output": describe(level.objective.output),
         "transform": describe(level.transform),
         "penalty": describe(level.penalty),
     }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weingarten import tree
 from weingarten.bilevel.problem import Batches, Hypergradient, HypergradientMethod, Problem, refuse_non_finite
-from weingarten.objective import curvature_pass
+from weingarten.objective import curvature_pass, refuse_once_differentiable
 from weingarten.tree import Tree, TreeLike
 
 __all__ = ["SGD", "Adam", "DifferentiableOptimizer", "Unrolled"]
@@ -92,6 +92,10 @@ class Unrolled(HypergradientMethod):
         steps: T.
         truncate: how many of the last steps to differentiate; default: all.
         optimizer: the inner step, ``SGD(lr, momentum)`` or ``Adam(lr)``.
+
+    Raises (when called):
+        NotImplementedError: if an operation of the inner objective has no second derivative.
+        ValueError: if the result is not finite.
     """
 
     steps: int
@@ -122,6 +126,9 @@ class Unrolled(HypergradientMethod):
         ):
             moved = self._inner_steps(problem, tree.detach(params), leaves, batches)
             outer = problem.outer.value(moved, leaves, batches.outer)
+            refuse_once_differentiable(
+                "Unrolled", outer, "write the inner objective in operations that have one"
+            )
             value = dict(
                 zip(
                     leaves,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weingarten import tree
+from weingarten.estimators.ekfac import spectrum
 from weingarten.estimators.estimator import Estimator
+from weingarten.estimators.layerwise import layer_pass
 from weingarten.fisher import Exact, Fisher
-from weingarten.layers import RULES, Block, LayerError, capture, factor_type, find_blocks
+from weingarten.layers import Block, LayerError, Structure
+from weingarten.losses import Loss
 from weingarten.objective import Batch, Objective, curvature_pass, input_rows
 from weingarten.operators import BlockDiagonal, Curvature, DiagonalCurvature
 from weingarten.tree import Space, Tree, TreeLike
@@ -24,11 +26,20 @@ _CHUNK = 2**24  # entries of per-datum gradients held at once
 
 @dataclass
 class DiagonalState:
-    """Sum of squared per-datum gradients, their space, the layers treated one by one, the number of valid loss elements."""
+    """Sum of squared per-datum gradients, their space, the number of valid loss elements.
+
+    Attributes:
+        sums: by leaf, and ``space`` the leaves.
+        loss: says what the number divides.
+        general: whether the model's uses of its leaves could not be followed, so that all are treated in general.
+        structure: the data axes in the model, once known.
+    """
 
     sums: Tree
     space: Space
-    blocks: list[Block]
+    loss: Loss
+    general: bool
+    structure: Structure | None = None
     count: float = 0.0
 
 
@@ -36,9 +47,9 @@ class DiagonalState:
 class Diagonal(Estimator):
     r"""``d = (1/M) sum_n w_n sum_k (J_n^T s_nk)^2``, entry by entry: with ``Exact()`` the exact diagonal of the GGN.
 
-    For layers that KFAC knows, the squares come from inputs and output gradients; all else has its per-datum gradients taken
-    by ``torch.func.vmap``, so that any layer, tied weights and layers used several times are treated exactly, as are models
-    written as functions. Models that mix data within a batch are not.
+    For the uses of parameters that KFAC knows, the squares come from inputs and output gradients; all else has its per-datum
+    gradients taken by ``torch.func.vmap``, so that any model is treated exactly, also one written as a function. Models that mix
+    data within a batch are not.
 
     Args:
         fisher: which output gradients; ``Exact()`` by default, since one sample per datum is noisy in single entries.
@@ -50,11 +61,8 @@ class Diagonal(Estimator):
 
     def init(self, objective: Objective, params: TreeLike) -> DiagonalState:
         zeros = {name: _wide(torch.zeros_like(p)) for name, p in params.items()}
-        blocks: list[Block] = []
-        if isinstance(objective.model, nn.Module):
-            with suppress(LayerError):
-                blocks, _ = find_blocks(objective.model, zeros, RULES)  # sums stay wide
-        return DiagonalState(zeros, Space.of(params), blocks)
+        general = not isinstance(objective.model, nn.Module)
+        return DiagonalState(zeros, Space.of(params), objective.loss, general)
 
     def update(
         self,
@@ -65,45 +73,56 @@ class Diagonal(Estimator):
         generator: torch.Generator,
     ) -> DiagonalState:
         before = generator.get_state()
-        try:
-            found = self._by_layer(state.blocks, objective, params, batch, generator)
-        except LayerError:  # a layer that is called twice, say: exact in general, if slower
+        found: Tree = {}
+        if not state.general:
+            try:
+                found = self._by_use(state, objective, params, batch, generator)
+            except LayerError:  # data in no order that can be told, say: exact in general, if slower
+                state.general = True
+        rest = {name: p for name, p in params.items() if name not in found}
+        if rest:
             generator.set_state(before)
-            state.blocks = []
-            found = self._by_layer([], objective, params, batch, generator)
-        sums = {name: self.decay * value + found[name] for name, value in state.sums.items()}
+            found |= self._in_general(objective, rest, params, batch, generator)
+        sums = {name: self.decay * value + _wide(found[name]) for name, value in state.sums.items()}
         count = state.count * self.decay + objective.loss.count(batch.targets)
-        return DiagonalState(sums, state.space, state.blocks, count)
+        return replace(state, sums=sums, count=count)
 
-    def _by_layer(
+    def _by_use(
         self,
-        blocks: list[Block],
+        state: DiagonalState,
         objective: Objective,
         params: TreeLike,
         batch: Batch,
         generator: torch.Generator,
     ) -> Tree:
-        """Squares of one batch: of the blocks from their rows, of the other leaves in general."""
-        rest = {
-            name: p for name, p in params.items() if not any(name in b.layout.space.shapes for b in blocks)
-        }
-        found = {name: _wide(torch.zeros_like(p)) for name, p in params.items()}
-        with capture(objective, params, batch, blocks) as seen:
-            output = seen.output.detach()
-            chunks = list(
-                self.fisher.weighted(objective.loss, output, batch.targets, batch.weights, generator)
-            )
-            for number, columns in enumerate(chunks):
-                gradients = seen.gradients(columns, last=number == len(chunks) - 1) if blocks else {}
-                for block in blocks:
-                    x, leaves = factor_type(seen.seen[block.name][0]), block.leaves(params)
-                    g = block.rule.outputs(block.module, x, factor_type(gradients[block.name]), leaves)
-                    squares = block.layout.split(block.rule.inputs(block.module, x, leaves).squares(g))
-                    found |= {name: found[name] + _wide(value) for name, value in squares.items()}
-        with curvature_pass(objective.model):
-            for columns in chunks if rest else []:
-                general = _squares(objective, rest, tree.detach(params), batch.inputs, columns)
-                found |= {name: found[name] + value for name, value in general.items()}
+        """Squares of one batch, for the leaves whose uses are known."""
+        found: Tree = {}
+        with layer_pass(state.structure, objective, params, batch, self.fisher, generator, "Diagonal") as (
+            state.structure,
+            seen,
+        ):
+
+            def consume(block: Block, gradients: list[Tensor]) -> None:
+                leaves = {name: state.sums[name] for name in block.layout.space.shapes}
+                wide = replace(block.layout, space=Space.of(leaves))  # sums stay wide
+                for name, value in wide.split(spectrum(block, gradients, None)).items():
+                    found[name] = found[name] + value if name in found else value
+
+            seen.backward(consume)
+        return found
+
+    def _in_general(
+        self, objective: Objective, rest: Tree, params: TreeLike, batch: Batch, generator: torch.Generator
+    ) -> Tree:
+        """Squares of one batch for the leaves ``rest``, by per-datum gradients."""
+        found = {name: _wide(torch.zeros_like(p)) for name, p in rest.items()}
+        fixed = tree.detach(params)
+        with curvature_pass(objective.model), torch.no_grad():
+            output = objective.forward(fixed, batch.inputs)
+            for columns in self.fisher.weighted(
+                objective.loss, output, batch.targets, batch.weights, generator
+            ):
+                found = tree.add(found, _squares(objective, rest, fixed, batch.inputs, columns))
         return found
 
     def read(self, state: DiagonalState) -> Curvature:
@@ -113,7 +132,7 @@ class Diagonal(Estimator):
             )
         return BlockDiagonal(
             [
-                DiagonalCurvature({name: value / state.count}, state.space.only([name]))
+                DiagonalCurvature({name: value / state.loss.divisor(state.count)}, state.space.only([name]))
                 for name, value in state.sums.items()
             ]
         )
@@ -124,7 +143,8 @@ def _squares(objective: Objective, params: Tree, fixed: Tree, inputs: Any, colum
 
     def one(row: Tensor, column: Tensor) -> Tree:
         def output(p: Tree) -> Tensor:
-            return objective.forward({**fixed, **p}, input_rows(inputs, row.reshape(1))).squeeze(0)
+            alone = input_rows(inputs, row.reshape(1), columns.shape[1])
+            return objective.forward({**fixed, **p}, alone).squeeze(0)
 
         pull = torch.func.vjp(output, params)[1]
         (gradients,) = torch.func.vmap(pull)(column)
@@ -152,11 +172,11 @@ def _squares_one_by_one(
     total = {name: _wide(torch.zeros_like(p)) for name, p in params.items()}
     for n in range(columns.shape[1]):
         with torch.enable_grad():
-            row = input_rows(inputs, torch.tensor([n], device=columns.device))
-            output = objective.forward({**fixed, **params}, row)
+            row = input_rows(inputs, torch.tensor([n], device=columns.device), columns.shape[1])
+            output = objective.forward({**fixed, **params}, row).squeeze(0)
         for column in columns[:, n]:
             found = torch.autograd.grad(
-                output[0], list(params.values()), column, retain_graph=True, materialize_grads=True
+                output, list(params.values()), column, retain_graph=True, materialize_grads=True
             )
             total = {name: total[name] + _wide(g) ** 2 for name, g in zip(params, found, strict=True)}
     return tree.detach(total)

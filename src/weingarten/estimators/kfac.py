@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weingarten.estimators.estimator import Estimator
+from weingarten.estimators.layerwise import LayerPass, Positions, layer_pass
+from weingarten.estimators.remaining import Remaining
 from weingarten.fisher import Fisher, MonteCarlo
-from weingarten.layers import RULES, Block, Expand, Sharing, capture, factor_type, find_blocks
-from weingarten.layers.rows import gram
+from weingarten.layers import Block, Capture, Expand, LayerError, Sharing, Structure, Term, factor_type
+from weingarten.layers.rows import output_moment
+from weingarten.losses import Loss
 from weingarten.objective import Batch, Objective
-from weingarten.operators import BlockDiagonal, Curvature, Kronecker
-from weingarten.tree import TreeLike
+from weingarten.operators import BlockDiagonal, Curvature, Kronecker, Layout, common_eigenbasis
+from weingarten.tree import Tree, TreeLike
 
 __all__ = ["KFAC", "KFACState"]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Running sums of one term: outer products of input rows and their total weight, outer products of output gradients."""
+
+    inputs: Tensor
+    rows: Tensor
+    outputs: Tensor
+
+    def __add__(self, other: Factors) -> Factors:
+        return Factors(self.inputs + other.inputs, self.rows + other.rows, self.outputs + other.outputs)
+
+    def scaled(self, factor: float) -> Factors:
+        """All sums times a number."""
+        return Factors(self.inputs * factor, self.rows * factor, self.outputs * factor)
+
+    def means(self, count: float) -> tuple[Tensor, Tensor]:
+        """The input factor and the output factor."""
+        rows = self.rows.where(self.rows > 0, 1.0)
+        inputs = self.inputs / rows.reshape(-1, *[1] * (self.inputs.ndim - 1))
+        return inputs.to(self.inputs.dtype), self.outputs / count
 
 
 @dataclass
@@ -24,72 +48,76 @@ class KFACState:
     """Running sums of the factors.
 
     Attributes:
-        blocks: the layers, in the model's order.
-        inputs: sum of outer products of input rows by block, and ``rows`` how many.
-        outputs: sum of outer products of output gradients by block, and ``count`` how many valid loss elements.
         order: the leaves in the order of the parameters.
-        rest: the state of the estimator of the remaining leaves, and which leaves they are.
+        structure: the data axes in the model, once known.
+        layouts: of each block, by its name.
+        factors: the terms of each block, by its name.
+        flipped: which terms of a block have their inputs on the left.
+        count: the M of the loss, and ``loss`` the loss.
+        remaining: the leaves left over.
     """
 
-    blocks: list[Block]
     order: list[str]
-    inputs: dict[str, Tensor] = field(default_factory=dict)
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    rows: dict[str, float] = field(default_factory=dict)
+    loss: Loss
+    remaining: Remaining
+    structure: Structure | None = None
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    factors: dict[str, list[Factors]] = field(default_factory=dict)
+    flipped: dict[str, list[bool]] = field(default_factory=dict)
     count: float = 0.0
-    rest: Any = None
-    rest_names: list[str] = field(default_factory=list)
 
     def decay(self, factor: float) -> None:
         """Forget: multiply all sums by ``factor``."""
-        if factor == 1:
-            return
-        for sums in (self.inputs, self.outputs, self.rows):
-            for name in sums:
-                sums[name] = sums[name] * factor  # type: ignore[assignment]
-        self.count *= factor
+        if factor != 1:
+            self.factors = {name: [f.scaled(factor) for f in terms] for name, terms in self.factors.items()}
+            self.count *= factor
 
 
 @dataclass(frozen=True)
 class KFAC(Estimator):
-    r"""Per layer, ``G = (1/M) sum_n w_n g_n g_n^T  (x)  A = (1/R) sum_r a_r a_r^T`` (Martens and Grosse 2015).
+    r"""Per layer, ``G = (1/M) sum_n w_n g_n g_n^T  (x)  A = sum_r w_r a_r a_r^T / sum_r w_r`` (Martens and Grosse 2015).
 
     ``a`` are layer inputs with a one for the bias, ``g`` gradients of the loss in the layer's output. An approximation to the
     GGN, exact for one datum and for deep linear networks with squared error. https://arxiv.org/abs/1503.05671
+
+    A layer is any call that applies parameters to an activation: matrix products, convolutions, embeddings, gains and shifts,
+    whatever the module around it. A weight that is used several times has the rows of all its uses; where it serves as table
+    *and* as matrix (tied embeddings) the two Kronecker products are added in the eigenbasis of their mean. Rows of positions
+    that no loss depends on (padding, ignored labels) are left out of both factors, and rows of inputs carry the weights of
+    their data, so that both means run over what counts.
 
     Args:
         fisher: which output gradients: ``MonteCarlo(1)`` by default (one backward pass, unbiased), ``Exact()``, ``Empirical()``.
         sharing: positions within a datum: ``Expand()`` (default: right for losses at every position) or ``Reduce()``.
         decay: factor on all earlier sums at each batch; 1 (default) weighs all batches alike, 0.95 is an exponential average.
-        otherwise: estimator for parameters of layers without a rule, such as ``Diagonal()``; by default they are refused by name.
+        otherwise: estimator for parameters used in other ways, such as ``Diagonal()``; by default they are refused by name.
+        widest: longest side of a layer that gets a whole factor; longer ones (a vocabulary) get its diagonal. The default,
+            8,192, is a factor of 268 MB in float32.
+        dtype: type in which factors are summed and kept; by default the activations' type, float32 for half precision.
 
     Raises (from ``init``):
-        TypeError: if the model is a function, in which no layers can be found.
-        ValueError: tied parameters or layers without a rule, by name.
+        TypeError: if the model is a function, in which no parameters can be followed.
+
+    Raises (from ``update``):
+        ValueError: parameters that are unused, or used in a way that is not understood, by name.
     """
 
     fisher: Fisher = MonteCarlo()
     sharing: Sharing = Expand()
     decay: float = 1.0
     otherwise: Estimator | None = None
+    widest: int = 8192
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.decay <= 1:
             raise ValueError(f"KFAC: decay is {self.decay}, expected a number in (0, 1]")
+        if self.widest < 1:
+            raise ValueError(f"KFAC: widest is {self.widest}, expected >= 1")
 
     def init(self, objective: Objective, params: TreeLike) -> KFACState:
-        if not isinstance(objective.model, nn.Module):
-            raise TypeError(
-                "KFAC: the model is a function, expected an nn.Module whose layers can be found; use wg.Diagonal or wg.GGN"
-            )
-        blocks, leftover = find_blocks(objective.model, params, RULES)
-        state = KFACState(blocks, list(params), rest_names=list(leftover))
-        if leftover:
-            if self.otherwise is None:
-                listing = "; ".join(f"{name!r} ({reason})" for name, reason in leftover.items())
-                raise ValueError(f"KFAC: cannot treat {listing}; freeze them or pass otherwise=wg.Diagonal()")
-            state.rest = self.otherwise.init(objective, params)
-        return state
+        check_model(objective, params, "KFAC")
+        return KFACState(list(params), objective.loss, Remaining("KFAC", self.otherwise))
 
     def update(
         self,
@@ -99,109 +127,179 @@ class KFAC(Estimator):
         batch: Batch,
         generator: torch.Generator,
     ) -> KFACState:
-        state.decay(self.decay)
-        if state.blocks:
-            self._update_factors(state, objective, params, batch, generator)
-        state.count += objective.loss.count(batch.targets)
-        if self.otherwise is not None and state.rest is not None:
-            state.rest = self.otherwise.update(state.rest, objective, params, batch, generator)
+        self._pass(state, objective, params, batch, generator, gradient=False)
         return state
 
-    def read(self, state: KFACState) -> Curvature:
-        if state.count == 0:
-            raise ValueError(
-                "KFAC.read: no valid loss element has been seen; are all targets ignored, or was there no update?"
-            )
-        check_finite(state)
-        blocks: list[Curvature] = [
-            Kronecker(
-                block.layout,
-                state.inputs[block.name] / (state.rows[block.name] or 1),
-                state.outputs[block.name] / state.count,
-            )
-            for block in state.blocks
-        ]
-        return BlockDiagonal([*blocks, *self.read_rest(state)], state.order)
-
-    def read_rest(self, state: KFACState) -> list[Curvature]:
-        """The remaining leaves' curvature as a list of one, or of none."""
-        if self.otherwise is None or state.rest is None:
-            return []
-        return [restrict(self.otherwise.read(state.rest), state.rest_names)]
-
-    def _update_factors(
+    def step(
         self,
         state: KFACState,
         objective: Objective,
         params: TreeLike,
         batch: Batch,
         generator: torch.Generator,
-    ) -> None:
-        with capture(objective, params, batch, state.blocks) as seen:
-            for block in state.blocks:
-                x, _ = seen.seen[block.name]
-                rows = block.rule.inputs(block.module, factor_type(x), block.leaves(params))
-                moment, number = rows.moment(self.sharing)
-                state.inputs[block.name] = _plus(state.inputs.get(block.name), moment)
-                state.rows[block.name] = state.rows.get(block.name, 0) + number
-            for block, g in backward(seen, objective, params, batch, state.blocks, self.fisher, generator):
-                moment = gram(self.sharing.outputs(g))
-                state.outputs[block.name] = _plus(state.outputs.get(block.name), moment)
+    ) -> tuple[Tensor, Tree]:
+        """As :meth:`update`, with the loss and its gradient from the same forward pass: for use inside a training step.
 
+        The model runs in the mode it is in (dropout included, if it trains); ``state`` is updated in place.
 
-def backward(
-    seen: Any,
-    objective: Objective,
-    params: TreeLike,
-    batch: Batch,
-    blocks: list[Block],
-    fisher: Fisher,
-    generator: torch.Generator,
-) -> Any:
-    """Yield ``(block, rows of output gradients)`` for every chunk of columns and every block."""
-    output = seen.output.detach()
-    if not torch.isfinite(output).all():
-        for name, (x, z) in seen.seen.items():
-            for kind, value in (("input", x), ("output", z)):
-                if not torch.isfinite(value).all():
-                    raise ValueError(
-                        f"KFAC: the {kind} of layer {name!r} is not finite; look for NaN or inf in the data and the parameters"
-                    )
-    chunks = list(fisher.weighted(objective.loss, output, batch.targets, batch.weights, generator))
-    for number, columns in enumerate(chunks):
-        found = seen.gradients(columns, last=number == len(chunks) - 1)
-        for block in blocks:
-            x, _ = seen.seen[block.name]
-            yield (
-                block,
-                block.rule.outputs(
-                    block.module, factor_type(x), factor_type(found[block.name]), block.leaves(params)
-                ),
+        Returns:
+            The loss of the batch, a 0-d tensor, and its gradient in ``params``.
+        """
+        return self._pass(state, objective, params, batch, generator, gradient=True)
+
+    def _pass(
+        self,
+        state: KFACState,
+        objective: Objective,
+        params: TreeLike,
+        batch: Batch,
+        generator: torch.Generator,
+        gradient: bool,
+    ) -> tuple[Tensor, Tree]:
+        """Take a batch in, with or without the gradient of the loss."""
+        state.decay(self.decay)
+        with layer_pass(
+            state.structure,
+            objective,
+            params,
+            batch,
+            self.fisher,
+            generator,
+            state.remaining.call,
+            training=gradient,
+        ) as (state.structure, seen):
+            state.remaining.check(seen.left)
+            result = (
+                loss_and_gradient(objective, seen.seen, batch) if gradient else (torch.tensor(torch.nan), {})
             )
+            self._add_factors(state, seen)
+        state.count += objective.loss.count(batch.targets)
+        state.remaining.update(seen.left, objective, params, batch, generator)
+        return result
 
+    def read(self, state: KFACState) -> Curvature:
+        if state.count == 0:
+            raise ValueError(
+                "KFAC.read: no valid loss element has been seen; are all targets ignored, or was there no update?"
+            )
+        return BlockDiagonal([*self.blocks(state), *state.remaining.read()], state.order)
 
-def restrict(curvature: Curvature, names: list[str]) -> Curvature:
-    """The part of a curvature of independent leaves that belongs to ``names``."""
-    blocks = curvature.blocks if isinstance(curvature, BlockDiagonal) else (curvature,)
-    kept = [block for block in blocks if set(block.space.shapes) <= set(names)]
-    found = {name for block in kept for name in block.space.shapes}
-    if found != set(names):
-        raise ValueError(
-            f"KFAC: the estimator passed as otherwise= couples {sorted(set(names) - found)} with other parameters, "
-            "expected independent ones"
+    def blocks(self, state: KFACState) -> list[Curvature]:
+        """The curvature of each block."""
+        found: list[Curvature] = []
+        for name, layout in state.layouts.items():
+            check_finite(name, state.factors[name])
+            terms = [sums.means(state.loss.divisor(state.count)) for sums in state.factors[name]]
+            sides = [
+                (a, b) if turned else (b, a)
+                for (a, b), turned in zip(terms, state.flipped[name], strict=True)
+            ]
+            if len(sides) == 1:
+                found.append(Kronecker(layout, sides[0][1], sides[0][0]))
+            else:
+                found.append(common_eigenbasis(layout, [(factor_type(b), factor_type(a)) for b, a in sides]))
+        return found
+
+    def _add_factors(self, state: KFACState, seen: LayerPass) -> None:
+        """Add the factors of one batch."""
+        outputs: dict[tuple[str, int], Tensor] = {}
+        positions: dict[tuple[str, int], Positions] = {}
+
+        def consume(block: Block, gradients: list[Tensor]) -> None:
+            for number, (term, g) in enumerate(zip(block.terms, gradients, strict=True)):
+                key = block.name, number
+                dense = not self._diagonal(block, g.shape[-1], left=not term.flipped)
+                moment = output_moment(self.sharing, g, dense)
+                outputs[key] = outputs[key] + moment if key in outputs else moment
+                positions.setdefault(key, Positions(g.shape[1:4], g.dtype)).see(g)
+
+        seen.backward(consume)
+        shared: list[tuple[object, Tensor | None, tuple[Tensor, Tensor]]] = []
+        for block in seen.blocks:
+            factors = []
+            for number, term in enumerate(block.terms):
+                weights = positions[block.name, number].weights(seen.weights)
+                inputs, rows = self._inputs(block, term, weights, shared)
+                factors.append(Factors(inputs, rows, outputs[block.name, number]))
+            self._add(state, block, factors)
+
+    def _inputs(
+        self,
+        block: Block,
+        term: Term,
+        weights: Tensor | None,
+        shared: list[tuple[object, Tensor | None, tuple[Tensor, Tensor]]],
+    ) -> tuple[Tensor, Tensor]:
+        """The moment of a term's inputs, taken once for terms with the same inputs (query, key and value, say)."""
+        source = term.source()
+        for other, used, result in shared if source is not None else []:
+            if other == source and _same(used, weights):
+                return result
+        rows = term.inputs()
+        dense = not self._diagonal(block, rows.width, left=term.flipped)
+        result = rows.moment(self.sharing, weights, dense)
+        shared.append((source, weights, result))
+        return result
+
+    def _diagonal(self, block: Block, width: int, left: bool) -> bool:
+        """Whether a side of the block has a diagonal factor: if it is too wide, or numbers the rows of a table."""
+        return width > self.widest or any(term.table and term.flipped == left for term in block.terms)
+
+    def _add(self, state: KFACState, block: Block, factors: list[Factors]) -> None:
+        known = state.layouts.setdefault(block.name, block.layout)
+        flipped = [term.flipped for term in block.terms]
+        if known != block.layout or state.flipped.setdefault(block.name, flipped) != flipped:
+            raise LayerError(
+                f"KFAC: {block.name!r} is used in another way than in the batches before, expected the same forward pass"
+            )
+        groups = block.layout.groups
+        factors = [Factors(_each(f.inputs, groups), _each(f.rows, groups), f.outputs) for f in factors]
+        if self.dtype is not None:
+            factors = [Factors(f.inputs.to(self.dtype), f.rows, f.outputs.to(self.dtype)) for f in factors]
+        sums = state.factors.get(block.name)
+        state.factors[block.name] = (
+            factors if sums is None else [a + b for a, b in zip(sums, factors, strict=True)]
         )
-    return BlockDiagonal(kept, names)
 
 
-def check_finite(state: KFACState) -> None:
-    """Raise a ``ValueError`` that names the first layer with a factor that is not finite."""
-    for kind, sums in (("input", state.inputs), ("output-gradient", state.outputs)):
-        for name, value in sums.items():
+def check_model(objective: Objective, params: TreeLike, call: str) -> None:
+    """Refuse functions, and parameters that the model does not have."""
+    if not isinstance(objective.model, nn.Module):
+        raise TypeError(
+            f"{call}: the model is a function, expected an nn.Module whose parameters can be followed; use wg.Diagonal or wg.GGN"
+        )
+    names = {name for name, _ in objective.model.named_parameters()}
+    aliases = {name for name, _ in objective.model.named_parameters(remove_duplicate=False)}
+    for name in params:
+        if name not in names:
+            which = (
+                "is a second name of a tied parameter" if name in aliases else "does not exist in the model"
+            )
+            raise ValueError(f"{call}: parameter {name!r} {which}, expected one of its named_parameters()")
+
+
+def check_finite(name: str, factors: list[Factors]) -> None:
+    """Raise a ``ValueError`` that names a block with a factor that is not finite."""
+    for sums in factors:
+        for kind, value in (("input", sums.inputs), ("output-gradient", sums.outputs)):
             if not torch.isfinite(value).all():
                 raise ValueError(
-                    f"KFAC: the {kind} factor of layer {name!r} is not finite; look for NaN or inf in the data or the loss"
+                    f"KFAC: the {kind} factor of {name!r} is not finite; look for NaN or inf in the data or the loss"
                 )
 
 
-def _plus(total: Tensor | None, term: Tensor) -> Tensor:
-    return term if total is None else total + term
+def loss_and_gradient(objective: Objective, seen: Capture, batch: Batch) -> tuple[Tensor, Tree]:
+    """The loss of a forward pass and its gradient; the graph stays."""
+    loss = objective.loss
+    value = loss.total(seen.output, batch.targets, batch.weights) / loss.divisor(loss.count(batch.targets))
+    found = torch.autograd.grad(value, list(seen.leaves.values()), retain_graph=True, materialize_grads=True)
+    return value.detach(), dict(zip(seen.leaves, found, strict=True))
+
+
+def _each(x: Tensor, groups: int) -> Tensor:
+    """What is the same for all groups, for each of them."""
+    return x if len(x) == groups else x.expand(groups, *x.shape[1:])
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from weingarten import tree
 from weingarten.estimators.estimator import Estimator
+from weingarten.estimators.layerwise import layer_pass
 from weingarten.estimators.orbit import check_covered, check_decay
 from weingarten.estimators.orbit_rows import PartRows, factor, materialised, moment_of
 from weingarten.fisher import Fisher, MonteCarlo
-from weingarten.layers import RULES, Block, ConvRule, LayerError, LinearRule, capture, find_blocks
+from weingarten.layers import Block, ConvUse, LayerError, LinearUse, Structure
 from weingarten.layers.rows import DenseRows
-from weingarten.objective import Batch, Objective, input_rows
+from weingarten.losses import Loss
+from weingarten.objective import Batch, Objective, curvature_pass, input_rows
 from weingarten.operators import Commutant, Curvature
 from weingarten.symmetry.isotypic import Coordinates, Isotypic
 from weingarten.symmetry.part import Part
@@ -30,11 +32,21 @@ _CHUNK = 64  # data treated together: bounds the memory of per-datum gradients w
 
 @dataclass
 class OrbitFisherState:
-    """Sums of per-datum moments by kind, the layers whose gradients come as outer products, and the number of elements."""
+    """Sums of per-datum moments by kind, and the number of elements.
+
+    Attributes:
+        isotypic: the symmetry's coordinates.
+        sums: by kind.
+        loss: says what the number of elements divides.
+        general: whether all per-datum gradients are formed, since the model's uses of its leaves could not be followed.
+        structure: the data axes in the model, once known.
+    """
 
     isotypic: Isotypic
-    blocks: list[Block]
     sums: Coordinates
+    loss: Loss
+    general: bool
+    structure: Structure | None = None
     count: float = 0.0
 
 
@@ -66,14 +78,6 @@ class OrbitFisher(Estimator):
     def init(self, objective: Objective, params: TreeLike) -> OrbitFisherState:
         check_covered("OrbitFisher", self.symmetry, params)
         isotypic = Isotypic(self.symmetry, params)
-        blocks: list[Block] = []
-        if isinstance(objective.model, nn.Module):
-            found, _ = find_blocks(objective.model, _untied(objective.model, params), RULES)
-            blocks = [
-                block
-                for block in found
-                if isinstance(block.rule, LinearRule | ConvRule) and block.layout.groups == 1
-            ]
         sums = {
             key: torch.zeros(
                 block.count,
@@ -84,7 +88,7 @@ class OrbitFisher(Estimator):
             )
             for key, block in isotypic.blocks.items()
         }
-        return OrbitFisherState(isotypic, blocks, sums)
+        return OrbitFisherState(isotypic, sums, objective.loss, not isinstance(objective.model, nn.Module))
 
     def update(
         self,
@@ -97,15 +101,23 @@ class OrbitFisher(Estimator):
         state.sums = {key: self.decay * value for key, value in state.sums.items()}
         state.count = self.decay * state.count + objective.loss.count(batch.targets)
         before = generator.get_state()
-        try:
-            self._add_batch(state, objective, params, batch, generator)
-        except LayerError:  # a layer that is called twice, say: its gradients are then formed
-            generator.set_state(before)
-            state.blocks = []
-            self._add_batch(state, objective, params, batch, generator)
+        if not state.general:
+            try:
+                self._add_by_use(state, objective, params, batch, generator)
+            except LayerError:  # data in no order that can be told, say: gradients are then formed
+                state.general = True
+                generator.set_state(before)
+        if state.general:
+            with curvature_pass(objective.model), torch.no_grad():
+                output = objective.forward(params, batch.inputs)
+                for columns in self.fisher.weighted(
+                    objective.loss, output, batch.targets, batch.weights, generator
+                ):
+                    for column in columns:
+                        self._add(state, objective, params, batch, column, {})
         return state
 
-    def _add_batch(
+    def _add_by_use(
         self,
         state: OrbitFisherState,
         objective: Objective,
@@ -113,14 +125,16 @@ class OrbitFisher(Estimator):
         batch: Batch,
         generator: torch.Generator,
     ) -> None:
-        with capture(objective, params, batch, state.blocks) as seen:
-            output = seen.output.detach()
-            chunks = list(
-                self.fisher.weighted(objective.loss, output, batch.targets, batch.weights, generator)
-            )
-            for number, columns in enumerate(chunks):
-                found = seen.gradients(columns, last=number == len(chunks) - 1) if state.blocks else {}
-                self._add(state, objective, params, batch, columns, seen.seen, found)
+        with layer_pass(state.structure, objective, params, batch, self.fisher, generator, "OrbitFisher") as (
+            state.structure,
+            seen,
+        ):
+            inputs = {block: block.terms[0].inputs().formed() for block in seen.blocks if _factored(block)}
+            for columns, found in seen.chunks():
+                outputs = {block: block.terms[0].outputs(dict(enumerate(found))) for block in inputs}
+                for number, column in enumerate(columns):
+                    rows = {block: (inputs[block], g[number, 0]) for block, g in outputs.items()}
+                    self._add(state, objective, params, batch, column, rows)
 
     def read(self, state: OrbitFisherState) -> Curvature:
         if state.count == 0:
@@ -128,7 +142,8 @@ class OrbitFisher(Estimator):
                 "OrbitFisher.read: no valid loss element has been seen; are all targets ignored, or was there no update?"
             )
         blocks = {
-            key: value / (state.count * state.isotypic.blocks[key].dim) for key, value in state.sums.items()
+            key: value / (state.loss.divisor(state.count) * state.isotypic.blocks[key].dim)
+            for key, value in state.sums.items()
         }
         return Commutant(state.isotypic, blocks)
 
@@ -138,39 +153,26 @@ class OrbitFisher(Estimator):
         objective: Objective,
         params: TreeLike,
         batch: Batch,
-        columns: Tensor,
-        seen: dict[str, tuple[Tensor, Tensor]],
-        found: dict[str, Tensor],
+        column: Tensor,
+        known: Mapping[Block, tuple[DenseRows, Tensor]],
     ) -> None:
-        data = columns.shape[1]
-        for column in range(len(columns)):
-            for first in range(0, data, _CHUNK):
-                piece = slice(first, first + _CHUNK)
-                rows: dict[str, PartRows] = {}
-                for block in state.blocks:
-                    rows |= _layer_rows(
-                        state.isotypic,
-                        block,
-                        params,
-                        seen[block.name][0],
-                        found[block.name][column : column + 1],
-                        piece,
-                    )
-                rest = [part for part in self.symmetry.parts if part.key not in rows]
-                if rest:
-                    rows |= _general_rows(
-                        state.isotypic, rest, objective, params, batch, columns[column, piece], piece
-                    )
-                _accumulate(state, rows)
+        """Add the moments of one column of output gradients; ``known`` holds rows of inputs and of gradients ``(N, T, out)``."""
+        for first in range(0, len(column), _CHUNK):
+            piece = slice(first, first + _CHUNK)
+            rows: dict[str, PartRows] = {}
+            for block, (inputs, outputs) in known.items():
+                rows |= _layer_rows(state.isotypic, block, inputs.full()[0, piece], outputs[piece])
+            rest = [part for part in self.symmetry.parts if part.key not in rows]
+            if rest:
+                rows |= _general_rows(state.isotypic, rest, objective, params, batch, column[piece], piece)
+            _accumulate(state, rows)
 
 
-def _untied(model: nn.Module, params: TreeLike) -> Tree:
-    """Parameters that belong to one layer each; those of several go through per-datum gradients."""
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
-    single = {group[0] for group in owners.values() if len(group) == 1}
-    return {name: p for name, p in params.items() if name in single}
+def _factored(block: Block) -> bool:
+    """Whether the per-datum gradients are sums of outer products of one matrix, stored as (out, in)."""
+    if len(block.terms) > 1 or block.layout.groups > 1 or block.layout.transposed:
+        return False
+    return all(isinstance(use, LinearUse | ConvUse) for use in block.terms[0].uses.values())
 
 
 def _accumulate(state: OrbitFisherState, rows: dict[str, PartRows]) -> None:
@@ -185,20 +187,17 @@ def _accumulate(state: OrbitFisherState, rows: dict[str, PartRows]) -> None:
                     state.sums[key][:, there, where] += moment.mT
 
 
-def _layer_rows(
-    isotypic: Isotypic, block: Block, params: TreeLike, x: Tensor, g: Tensor, piece: slice
-) -> dict[str, PartRows]:
-    """Rows of a layer's parts; parts whose words do not factor are formed from the same inputs and output gradients."""
-    leaves = block.leaves(params)
-    g = block.rule.outputs(block.module, x, g, leaves)[0, 0, piece]  # (N, T, out)
-    dense = block.rule.inputs(block.module, x[piece], leaves)
-    assert isinstance(dense, DenseRows)
-    a = dense.values[0]  # (N, T, in [+ 1])
+def _layer_rows(isotypic: Isotypic, block: Block, a: Tensor, g: Tensor) -> dict[str, PartRows]:
+    """Rows of a layer's parts, from inputs ``(N, T, in [+ 1])`` and output gradients ``(N, T, out)``.
+
+    Parts whose words do not factor are formed from them.
+    """
+    roles = dict(zip(block.layout.space.shapes, block.terms[0].roles, strict=True))
     rows: dict[str, PartRows] = {}
     for part in isotypic.symmetry.parts:
         if part.leaf not in block.layout.space.shapes:
             continue
-        is_bias = part.leaf.rpartition(".")[2] == "bias"
+        is_bias = roles[part.leaf] == "bias"
         shape = block.layout.space.shapes[part.leaf]
         inputs = a[..., -1:] if is_bias else a[..., : shape[1:].numel()]
         inputs = inputs.unflatten(-1, shape[1:]) if len(shape) > 1 else inputs
@@ -244,7 +243,8 @@ def per_datum_gradients(
 
     def one(row: Tensor, column: Tensor) -> Tree:
         def output(p: Tree) -> Tensor:
-            return objective.forward(fixed | p, input_rows(batch.inputs, row.reshape(1))).squeeze(0)
+            alone = input_rows(batch.inputs, row.reshape(1), len(batch.targets))
+            return objective.forward(fixed | p, alone).squeeze(0)
 
         pull = torch.func.vjp(output, wanted)[1]
         found: Tree = pull(column)[0]

@@ -1,29 +1,31 @@
-"""What KFAC knows of each layer type: one file per type, one table."""
+"""How parameters are used: one file per kind of operation, one table of functions."""
 
-from weingarten.layers.capture import Block, Capture, LayerError, capture, find_blocks
-from weingarten.layers.conv import ConvRule
-from weingarten.layers.embedding import EmbeddingRule
-from weingarten.layers.linear import LinearRule
-from weingarten.layers.norm import BatchNormRule, LayerNormRule
+from weingarten.layers.blocks import Block, Term, blocks_of
+from weingarten.layers.capture import Capture, capture
+from weingarten.layers.conv import ConvUse
+from weingarten.layers.linear import LinearUse
+from weingarten.layers.operations import OPERATIONS
 from weingarten.layers.rows import factor_type
-from weingarten.layers.rule import LayerRule
 from weingarten.layers.sharing import Expand, Reduce, Sharing
-
-RULES: tuple[LayerRule, ...] = (LinearRule(), ConvRule(), EmbeddingRule(), LayerNormRule(), BatchNormRule())
-"""The table: the first rule whose types hold a module's exact type speaks for it."""
+from weingarten.layers.structure import Structure, structure_of
+from weingarten.layers.use import Use
+from weingarten.layers.watch import LayerError
 
 __all__ = [
-    "RULES",
+    "OPERATIONS",
     "Block",
     "Capture",
-    "ConvRule",
+    "ConvUse",
     "Expand",
     "LayerError",
-    "LayerRule",
-    "LinearRule",
+    "LinearUse",
     "Reduce",
     "Sharing",
+    "Structure",
+    "Term",
+    "Use",
+    "blocks_of",
     "capture",
     "factor_type",
-    "find_blocks",
+    "structure_of",
 ]

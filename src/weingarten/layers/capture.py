@@ -1,203 +1,198 @@
-"""Find the layers of a model, and see their inputs and output gradients without touching the model."""
+"""See how a model uses its parameters in one forward pass, without touching the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
-from weingarten.layers.rule import LayerRule
+from weingarten.layers.arrangement import each_tensor
+from weingarten.layers.elementwise import copies
+from weingarten.layers.operations import COPYING, OPERATIONS
+from weingarten.layers.stream import stream
+from weingarten.layers.structure import UNSEEN, Structure
+from weingarten.layers.use import Site, Tracked, Use, bound
+from weingarten.layers.watch import Key, LayerError, Watch, entries, node_of, requiring
 from weingarten.objective import Batch, Objective, curvature_pass, graph_nodes
-from weingarten.operators import Layout
-from weingarten.tree import Space, Tree, TreeLike
+from weingarten.tree import TreeLike
 
-__all__ = ["Block", "Capture", "LayerError", "capture", "find_blocks"]
-
-
-class LayerError(ValueError):
-    """A model whose layers cannot be treated one by one, each called once with the data dimension first."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """One layer with its rule and the layout of its trainable parameters."""
-
-    name: str
-    module: nn.Module
-    rule: LayerRule
-    layout: Layout
-
-    def leaves(self, params: TreeLike) -> Tree:
-        """The block's parameters by their local names."""
-        return {name.rpartition(".")[2]: params[name] for name in self.layout.space.shapes}
-
-
-def find_blocks(
-    model: nn.Module, params: TreeLike, rules: Sequence[LayerRule]
-) -> tuple[list[Block], dict[str, str]]:
-    """Blocks for the layers that a rule speaks for, and the parameters left over, each with the reason.
-
-    Raises:
-        ValueError: if a parameter of ``params`` does not exist in the model.
-        LayerError: if one is shared by two layers (tied weights).
-    """
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
-    names = {alias: group for group in owners.values() for alias in group}
-    for name in params:
-        if name not in names:
-            raise ValueError(
-                f"KFAC: parameter {name!r} does not exist in the model, expected one of its named_parameters()"
-            )
-        if len(names[name]) > 1:
-            raise LayerError(
-                f"KFAC: parameter {name!r} is tied, it appears as {names[name]}; a Kronecker factorisation of one use "
-                "would be wrong. Untie or freeze it, or use wg.GGN or wg.Diagonal, which treat tied weights exactly"
-            )
-    table = {kind: rule for rule in reversed(rules) for kind in rule.types}
-    blocks: list[Block] = []
-    leftover: dict[str, str] = {}
-    for module_name, module in model.named_modules():
-        prefix = f"{module_name}." if module_name else ""
-        local = {
-            prefix + name: params[prefix + name]
-            for name, _ in module.named_parameters(recurse=False)
-            if prefix + name in params
-        }
-        if not local:
-            continue
-        rule = table.get(type(module))
-        strange = [name for name in local if name.removeprefix(prefix) not in ("weight", "bias")]
-        if rule is None:
-            reason: str | None = f"no rule for a layer of type {type(module).__name__}"
-        elif strange:  # torch.nn.utils.weight_norm, say
-            reason = f"a {type(module).__name__} has no parameters {strange}"
-        else:
-            reason = rule.refuse(module)
-        if rule is None or reason is not None:
-            leftover |= dict.fromkeys(local, str(reason))
-        else:
-            blocks.append(Block(module_name, module, rule, rule.layout(module, Space.of(local))))
-    return blocks, leftover
+__all__ = ["Capture", "capture"]
 
 
 @dataclass
 class Capture:
-    """One forward pass: the model's output, and each block's input and output."""
+    """One forward pass: the model's output, and every use of a leaf.
+
+    Attributes:
+        output: the model's output, with its graph.
+        leaves: the parameters in that graph.
+        uses: in the order of the calls.
+        unknown: leaves that are used in a way that is not understood, and how.
+    """
 
     output: Tensor
-    seen: dict[str, tuple[Tensor, Tensor]]
+    leaves: dict[str, Tensor]
+    uses: list[Use]
+    unknown: dict[str, str]
 
-    def gradients(self, columns: Tensor, last: bool) -> dict[str, Tensor]:
-        """Gradients of each block's output for output gradients ``(K, *output.shape)``, as ``(K, *block_output.shape)``.
+    def gradients(self, columns: Tensor, last: bool) -> list[Tensor]:
+        """Gradients of each use's output for output gradients ``(K, *output.shape)``, as ``(K, *use.shape)``.
 
         Args:
             columns: the output gradients; several go through one batched backward pass.
             last: whether the graph may be freed.
-
-        Raises:
-            LayerError: if a block's output does not reach the model's output.
         """
-        targets = [z for _, z in self.seen.values()]
-        batched = len(columns) > 1
-        if not self.output.requires_grad:
-            raise LayerError(
-                "KFAC: the model's output does not depend on any layer; does it run under torch.no_grad or detach?"
-            )
-        found = torch.autograd.grad(
-            self.output,
-            targets,
-            columns if batched else columns[0],
-            retain_graph=not last,
-            allow_unused=True,
-            is_grads_batched=batched,
-        )
-        for name, g in zip(self.seen, found, strict=True):
-            if g is None:
-                raise LayerError(
-                    f"KFAC: the output of layer {name!r} does not reach the model's output; freeze its parameters"
-                )
-        return {name: g if batched else g.unsqueeze(0) for name, g in zip(self.seen, found, strict=True)}
+        found: dict[int, Tensor] = {}
+        self.stream(columns, last, found.__setitem__)
+        return [found[number] for number in range(len(self.uses))]
+
+    def stream(self, columns: Tensor, last: bool, consume: Callable[[int, Tensor], None]) -> None:
+        """As :meth:`gradients`, handing each one over with the number of its use as soon as it is there."""
+
+        def take(number: int, g: Tensor | None) -> None:
+            consume(number, columns.new_zeros(len(columns), *self.uses[number].shape) if g is None else g)
+
+        if self.uses:
+            stream(self.output, [use.edge for use in self.uses], columns, last, take)
 
 
 @contextmanager
 def capture(
-    objective: Objective, params: TreeLike, batch: Batch, blocks: Sequence[Block]
+    objective: Objective,
+    params: TreeLike,
+    batch: Batch,
+    structure: Structure,
+    call: str,
+    single: bool = False,
+    training: bool = False,
 ) -> Iterator[Capture]:
-    """Run the model once with hooks on the blocks; hooks, modes and the model's parameters are as before on every exit.
+    """Run the model once and see how it uses ``params``; nothing of the model is changed.
+
+    Args:
+        objective: the model.
+        params: the leaves to follow; other parameters of the model are constants.
+        batch: one batch.
+        structure: from :func:`structure_of`, for any batch.
+        call: who asks, for messages.
+        single: whether each backward pass takes one column, which fused attention can do.
+        training: whether the model runs in the mode it is in, rather than in evaluation mode.
 
     Raises:
-        LayerError: if a layer is called twice or never, does not have the data dimension first, has its input overwritten
-            afterwards, or if its parameters are also used outside of it.
+        LayerError: if an input of a use is overwritten afterwards, or a leaf is used where it cannot be followed.
     """
-    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    versions: dict[str, int] = {}
-    data = len(batch.targets)
-    with ExitStack() as stack:
-        stack.enter_context(curvature_pass(objective.model))
-        stack.enter_context(torch.enable_grad())
-        with ExitStack() as hooks:  # gone when the caller runs the model again
-            for block in blocks:
-                handle = block.module.register_forward_hook(
-                    _recorder(block.name, seen, versions, data), with_kwargs=True
-                )
-                hooks.callback(handle.remove)
-            output = objective.forward(leaves, batch.inputs)
-        missing = [block.name for block in blocks if block.name not in seen]
-        if missing:
+    leaves = requiring(params)
+    record = _Record(leaves, len(batch.targets), structure)
+    with curvature_pass(objective.model, not single, training), torch.enable_grad():
+        try:
+            with record:
+                output = objective.forward(leaves, each_tensor(_usable, batch.inputs))
+        except LayerError as error:
+            raise LayerError(f"{call}: {error}") from None
+        if not output.requires_grad:
             raise LayerError(
-                f"KFAC: layer {missing[0]!r} was not called in the forward pass; freeze its parameters, or treat them with "
-                "otherwise=Diagonal()"
+                f"{call}: the model's output does not depend on any layer; does it run under torch.no_grad or detach?"
             )
-        for name, (x, _) in seen.items():
-            if not x.is_inference() and x._version != versions[name]:
+        nodes = set(graph_nodes(output))
+        uses = [use for use in record.uses if use.edge.node in nodes]  # the others are cut off, by detach say
+        for use in uses:
+            if use.overwritten:
                 raise LayerError(
-                    f"KFAC: the input of layer {name!r} is overwritten in place after the layer; use an out-of-place operation"
+                    f"{call}: the input of layer {use.layer!r} is overwritten in place after the layer; use an out-of-place "
+                    "operation"
                 )
-        _check_single_use(
-            output, {name: leaves[name] for block in blocks for name in block.layout.space.shapes}
-        )
-        yield Capture(output, seen)
-
-
-def _check_single_use(output: Tensor, leaves: Tree) -> None:
-    """Refuse parameters that enter the graph more than once: a layer's weight that is also used outside of the layer."""
-    names = {id(leaf): name for name, leaf in leaves.items()}
-    uses: dict[str, int] = {}
-    for node in graph_nodes(output):
-        for following, _ in node.next_functions:
-            name = names.get(id(getattr(following, "variable", None)))
-            if name is not None:
-                uses[name] = uses.get(name, 0) + 1
-    for name, number in uses.items():
-        if number > 1:
+        if any(node.name() == "CheckpointFunctionBackward" for node in nodes):
             raise LayerError(
-                f"KFAC: parameter {name!r} is tied, it is used {number} times in a forward pass; a Kronecker factorisation "
-                "of one use would be wrong. Freeze it, or use wg.GGN or wg.Diagonal, which treat tied weights exactly"
+                f"{call}: the model calls torch.utils.checkpoint with use_reentrant=True, inside of which layers cannot be seen; "
+                "pass use_reentrant=False"
             )
+        unknown = {**record.unknown}
+        for name in _used_elsewhere(nodes, record):
+            unknown.setdefault(
+                name, "used by an operation that cannot be seen, such as a torch.autograd.Function"
+            )
+        uses = [use for use in uses if not any(leaf in unknown for leaf in use.leaves.values())]
+        yield Capture(output, leaves, uses, unknown)
 
 
-def _recorder(name: str, seen: dict[str, tuple[Tensor, Tensor]], versions: dict[str, int], data: int) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor:
-        x = args[0] if args else next(iter(kwargs.values()))
-        if name in seen:
+class _Record(Watch):
+    """Collects the uses of leaves."""
+
+    def __init__(self, leaves: Mapping[str, Tensor], data: int, structure: Structure) -> None:
+        super().__init__(leaves, data)
+        self.structure = structure
+        self.uses: list[Use] = []
+        self.explained: set[Any] = set()
+
+    def note(
+        self, func: Any, args: Any, kwargs: Any, output: Any, found: list[Tracked], key: Key
+    ) -> str | None:
+        if not isinstance(output, Tensor):
+            if not self.follow(func, args, kwargs, output, found):
+                return ""
+            for piece in output:
+                self.explained |= _nodes_between(piece, self.before)
+            return None
+        where = self.structure.find(key)
+        if where == UNSEEN:
             raise LayerError(
-                f"KFAC: layer {name!r} is called more than once in a forward pass, so its block is no single Kronecker product; "
-                "use wg.GGN or wg.Diagonal, or copy the layer"
+                f"{key[0]} takes {' and '.join(map(repr, key[1]))} {key[2] + 1} times, which it does not for other rows of the "
+                "batch, expected the same calls for all data"
             )
-        if (x.ndim < 2 and not isinstance(module, nn.Embedding)) or len(x) != data:
-            raise LayerError(
-                f"KFAC: the input of layer {name!r} has shape {tuple(x.shape)}, expected the data dimension of size {data} first"
-            )
-        versions[name] = 0 if x.is_inference() else x._version
-        recorded = output if output.requires_grad else output.detach().requires_grad_()
-        seen[name] = (x.detach(), recorded)
-        return recorded.clone()  # an in-place activation may then overwrite the copy, not the record
+        if isinstance(where, str):
+            return f", whose output {where}"
+        if where is not None and where.merged and self.selected:
+            return ", in whose output data are mixed with positions after some were selected by their values"
+        if where is not None and not where.fits(output, self.data):
+            return f", whose output has shape {tuple(output.shape)} for {self.data} rows, expected an axis that counts them"
+        self.explained |= _nodes_between(output, self.before)
+        if where is None:
+            if func is functional.embedding:
+                understood = self.look_up(args, kwargs, output, found)
+            else:
+                understood = self.follow(func, args, kwargs, output, found)
+            return None if understood else " before it meets the data"
+        use = self._use(func, args, kwargs, found, Site(output, where, self.data))
+        if use is None:
+            return ""
+        self.uses.append(use)
+        return None
 
-    return hook
+    def _use(self, func: Any, args: Any, kwargs: Any, found: list[Tracked], site: Site) -> Use | None:
+        if func in OPERATIONS:
+            names, build = OPERATIONS[func]
+            return build(bound(names, args, kwargs), self.tracked, site)
+        if func in COPYING and len(found) == 1 and found[0].rows is None and not found[0].transposed:
+            return copies(found[0], entries(func, args, kwargs, found[0]), site)
+        return None
+
+
+def _used_elsewhere(nodes: set[Any], record: _Record) -> Iterator[str]:
+    """Leaves that reach the output by a path that no call explains."""
+    owners = {node_of(p.value): p.leaf for p in record.tracked.values() if p.value.requires_grad}
+    for node in nodes:
+        if node not in record.explained:
+            for following, _ in node.next_functions:
+                if following in owners:
+                    yield owners[following]
+
+
+def _nodes_between(output: Tensor, ends: set[Any]) -> set[Any]:
+    """The nodes of the graph that one call made, down to those of its arguments."""
+    found: set[Any] = set()
+    stack = [node_of(output)]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in ends and node not in found:
+            found.add(node)
+            stack.extend(following for following, _ in node.next_functions)
+    return found
+
+
+def _usable(x: Tensor) -> Tensor:
+    """Not an inference tensor, which autograd refuses to save."""
+    return x.clone() if x.is_inference() else x

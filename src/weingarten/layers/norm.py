@@ -1,83 +1,94 @@
-"""Scales and shifts of normalisation layers."""
+"""Gains and shifts of normalisation layers."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import ClassVar, cast
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from weingarten.layers.rows import DenseRows, Rows
-from weingarten.layers.rule import LayerRule
-from weingarten.operators import Layout
-from weingarten.tree import Space, Tree
+from weingarten.layers.elementwise import DiagonalUse
+from weingarten.layers.rows import factor_type
+from weingarten.layers.use import Builder, Site, Tracked, Use
 
-__all__ = ["BatchNormRule", "LayerNormRule"]
+__all__ = ["NORM", "NormUse"]
 
 
-class _NormRule(LayerRule):
-    """``z = gain * normalised(x) + bias``: a dense block over both, the second moment of per-datum gradients.
+@dataclass(eq=False)
+class NormUse(DiagonalUse):
+    """``z = gain * normalise(x) + shift``.
 
-    As a Kronecker block, the input row is the number one and the output row is the datum's gradient ``(sum_t g x^, sum_t g)``.
+    Attributes:
+        features: number of trailing axes that the gain has, or 0 if it belongs to the channels in axis 1.
+        normalise: the function without gain and shift.
     """
 
-    @abstractmethod
-    def normalised(self, module: nn.Module, x: Tensor) -> Tensor:
-        """The input before gain and bias."""
+    kind: ClassVar[str] = "norm"
+    features: int
+    normalise: Callable[[Tensor], Tensor]
 
-    @abstractmethod
-    def channels_last(self, module: nn.Module, x: Tensor) -> Tensor:
-        """``(K, N, T, C)`` from ``(K, N, ...)``, where C counts the entries of the gain."""
-
-    def layout(self, module: nn.Module, space: Space) -> Layout:
-        return Layout(space, axis=1)
-
-    def inputs(self, module: nn.Module, x: Tensor, leaves: Tree) -> Rows:
-        return DenseRows(torch.ones(1, len(x), 1, 1, dtype=x.dtype, device=x.device))
-
-    def outputs(self, module: nn.Module, x: Tensor, g: Tensor, leaves: Tree) -> Tensor:
-        flat = self.channels_last(module, g)
-        parts = []
-        if "weight" in leaves:
-            parts.append((flat * self.channels_last(module, self.normalised(module, x).unsqueeze(0))).sum(2))
-        if "bias" in leaves:
-            parts.append(flat.sum(2))
-        return torch.cat(parts, dim=-1)[:, None, :, None]
+    def gradients(self, g: Tensor, role: str) -> Tensor:
+        g = factor_type(g)
+        if role == "weight":
+            g = g * self.normalise(factor_type(self.x))
+        if self.features:
+            flat = self.arrangement.split(g, self.data, skip=1)
+            return flat.reshape(len(g), self.data, -1, prod(self.shape[-self.features :])).sum(2)
+        channels = g.reshape(*g.shape[:3], -1).sum(3)  # (K, R, C)
+        rows = self.arrangement.split(channels, self.data, skip=1)
+        return rows.reshape(len(g), self.data, -1, rows.shape[-1]).sum(2)
 
 
-class LayerNormRule(_NormRule):
-    """``nn.LayerNorm`` over any trailing shape."""
-
-    types: ClassVar[tuple[type[nn.Module], ...]] = (nn.LayerNorm,)
-
-    def normalised(self, module: nn.Module, x: Tensor) -> Tensor:
-        norm = cast(nn.LayerNorm, module)
-        return functional.layer_norm(x, norm.normalized_shape, eps=norm.eps)
-
-    def channels_last(self, module: nn.Module, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:2], -1, prod(cast(nn.LayerNorm, module).normalized_shape))
-
-
-class BatchNormRule(_NormRule):
-    """``nn.BatchNorm1d/2d/3d`` in evaluation mode, where running statistics are constants."""
-
-    types: ClassVar[tuple[type[nn.Module], ...]] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-    def normalised(self, module: nn.Module, x: Tensor) -> Tensor:
-        norm = cast(nn.BatchNorm2d, module)
-        assert norm.running_mean is not None  # else refused
-        assert norm.running_var is not None
-        return functional.batch_norm(
-            x, norm.running_mean.to(x.dtype), norm.running_var.to(x.dtype), eps=norm.eps
-        )
-
-    def channels_last(self, module: nn.Module, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:3], -1).mT
-
-    def refuse(self, module: nn.Module) -> str | None:
-        if cast(nn.BatchNorm2d, module).running_mean is None:
-            return "without running statistics a datum's output depends on the rest of the batch"
+def _build(
+    function: Any,
+    features: int | None,
+    call: Mapping[str, Any],
+    tracked: Mapping[int, Tracked],
+    site: Site,
+) -> Use | None:
+    leaves = {}
+    for role in ("weight", "bias"):
+        if (found := tracked.get(id(call.get(role)))) is not None:
+            if not found.whole:
+                return None
+            leaves[role] = found.leaf
+    if id(call["input"]) in tracked or _mixes_data(function, call):
         return None
+    if features is None:
+        features = len(call["normalized_shape"])
+    options = {name: value for name, value in call.items() if name not in ("input", "weight", "bias")}
+    for name in ("running_mean", "running_var"):
+        if options.get(name) is not None:
+            options[name] = factor_type(options[name])
+    return NormUse.at(site, leaves, call["input"], features, partial(function, **options))
+
+
+def _mixes_data(function: Any, call: Mapping[str, Any]) -> bool:
+    """Whether the statistics are those of the batch, so that a datum's output depends on the others."""
+    if function is not functional.batch_norm:
+        return False
+    return bool(call.get("training")) or call.get("running_mean") is None
+
+
+_LAYER = ("input", "normalized_shape", "weight", "bias", "eps")
+_BATCH = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_INSTANCE = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
+
+NORM: dict[Any, tuple[tuple[str, ...], Builder]] = {
+    functional.layer_norm: (_LAYER, partial(_build, functional.layer_norm, None)),
+    functional.rms_norm: (
+        ("input", "normalized_shape", "weight", "eps"),
+        partial(_build, functional.rms_norm, None),
+    ),
+    functional.group_norm: (
+        ("input", "num_groups", "weight", "bias", "eps"),
+        partial(_build, functional.group_norm, 0),
+    ),
+    functional.batch_norm: (_BATCH, partial(_build, functional.batch_norm, 0)),
+    functional.instance_norm: (_INSTANCE, partial(_build, functional.instance_norm, 0)),
+}
+"""Functions by what they are called, with the names of their arguments."""

@@ -1,22 +1,21 @@
-"""Every layer rule: its factors, bases and spectra against brute force over data and positions."""
+"""Every function that may take a leaf, and single layers in what does not depend on the loss.
+
+Their factors are compared with brute force in tests/estimators/test_oracle.py.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.overrides import resolve_name
 
 import weingarten as wg
-from tests.cases import LAYERS, WEIGHTS, Head, N, generator, initialised, normal
+from tests.cases import LAYERS, WEIGHTS, Head, N, generator, initialised, integers, normal
 from weingarten import reference
-from weingarten.layers import RULES
-from weingarten.tree import Space
+from weingarten.layers import OPERATIONS
 
 ONE = [name for name in LAYERS if "one position" in name]
-DENSE_SHARED = [
-    name for name in LAYERS if name not in ONE and not name.startswith(("Embedding", "LayerNorm", "Batch"))
-]
 NORMS = [name for name in LAYERS if name.startswith(("LayerNorm", "Batch"))]
 EMBEDDINGS = [name for name in LAYERS if name.startswith("Embedding")]
 
@@ -47,11 +46,60 @@ def per_datum_gradients(objective: wg.Objective, batch: wg.Batch) -> Tensor:
     return torch.stack(rows)
 
 
-def test_every_rule_has_cases():
-    covered = {type(make()) for make, _ in LAYERS.values()}
-    for rule in RULES:
-        for kind in rule.types:
-            assert kind in covered, f"{kind.__name__} of {type(rule).__name__} has no case in tests/cases.py"
+class Call(nn.Module):
+    """One call of a function with leaves ``w`` and ``b``, for data of one position."""
+
+    def __init__(self, function, shapes: dict[str, tuple[int, ...]], call) -> None:
+        super().__init__()
+        self.function, self.call = function, call
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.function, self, x)
+
+
+def convolution(dims: int, transposed: bool):
+    ones = (1,) * dims
+    weight = (2, 3, *ones) if transposed else (3, 2, *ones)
+    return {"w": weight, "b": (3,)}, lambda f, m, x: f(x, m.w, m.b), normal(2, 2, *ones)
+
+
+MEAN, VARIANCE = torch.tensor([0.1, -0.2, 0.3]).double(), torch.tensor([1.0, 2.0, 0.5]).double()
+AFFINE = {"w": (3,), "b": (3,)}
+X, CHANNELS = normal(2, 3), normal(2, 3, 2)
+# name of the function -> shapes of the leaves, the call, inputs of two data
+CALLS = {
+    "linear": ({"w": (2, 3), "b": (2,)}, lambda f, m, x: f(x, m.w, m.b), X),
+    "addmm": ({"w": (3, 2), "b": (2,)}, lambda f, m, x: f(m.b, x, m.w), X),
+    **dict.fromkeys(("matmul", "mm", "__matmul__"), ({"w": (3, 2)}, lambda f, m, x: f(x, m.w), X)),
+    "embedding": ({"w": (4, 3)}, lambda f, m, x: f(x, m.w), integers(4, 2)),
+    **{f"conv{d}d": convolution(d, False) for d in (1, 2, 3)},
+    **{f"conv_transpose{d}d": convolution(d, True) for d in (1, 2, 3)},
+    "layer_norm": (AFFINE, lambda f, m, x: f(x, (3,), m.w, m.b), X),
+    "rms_norm": ({"w": (3,)}, lambda f, m, x: f(x, (3,), m.w), X),
+    "group_norm": (AFFINE, lambda f, m, x: f(x, 1, m.w, m.b), CHANNELS),
+    "batch_norm": (AFFINE, lambda f, m, x: f(x, MEAN, VARIANCE, m.w, m.b), CHANNELS),
+    "instance_norm": (AFFINE, lambda f, m, x: f(x, weight=m.w, bias=m.b), CHANNELS),
+    **dict.fromkeys(("mul", "__mul__", "__rmul__"), ({"w": (3,)}, lambda f, m, x: f(x, m.w), X)),
+    **dict.fromkeys(("add", "__add__", "__radd__"), ({"w": (3,)}, lambda f, m, x: f(x, m.w), X)),
+    "add_": ({"w": (3,)}, lambda f, m, x: f(x.clone(), m.w), X),
+}
+
+
+@pytest.mark.parametrize("function", OPERATIONS, ids=lambda f: str(resolve_name(f)))
+def test_every_operation(function):
+    """A function without an entry in the table above fails here."""
+    shapes, call, x = CALLS[function.__name__]
+    model = initialised(Head(Call(function, shapes, call)))
+    with torch.no_grad():
+        objective = wg.Objective(model, wg.MSE())
+        batch = wg.Batch(x, torch.zeros_like(model(x)), WEIGHTS[:2])
+    for one in (reference.datum(batch, 0), reference.datum(batch, 1)):
+        expected = reference.dense_ggn(objective, [one], objective.params())
+        found = wg.estimate(wg.KFAC(wg.Exact()), objective, [one])
+        assert len(found.blocks) == 1
+        torch.testing.assert_close(found.dense(), expected)
 
 
 @pytest.mark.parametrize("name", [*ONE, *NORMS])
@@ -96,8 +144,10 @@ def test_ekfac_spectrum_is_brute_force_in_its_basis(name, sharing):
     for row in per_datum_gradients(objective, batch).flatten(0, 1):
         expected += block.rotate(block.layout.merge(block.space.unflatten(row))) ** 2
     torch.testing.assert_close(block.spectrum, expected / objective.loss.count(batch.targets))
-    eye = torch.eye(block.left.shape[-1], dtype=torch.float64)
-    torch.testing.assert_close(block.left @ block.left.mT, eye.expand_as(block.left))
+    for basis in (block.left, block.right):
+        if basis is not None:
+            eye = torch.eye(basis.shape[-1], dtype=torch.float64)
+            torch.testing.assert_close(basis @ basis.mT, eye.expand_as(basis))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -106,84 +156,6 @@ def test_diagonal_is_exact(name):
     found = wg.estimate(wg.Diagonal(), objective, [batch])
     expected = reference.dense_ggn(objective, [batch], objective.params()).diagonal()
     torch.testing.assert_close(found.space.flatten(found.diag()), expected)
-
-
-def layer_rows(objective: wg.Objective, batch: wg.Batch) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Input rows of each datum and position, and output gradients of each datum, column and position, without any rule.
-
-    The input row at a position is the derivative of one output channel there in that channel's weights: ``dz_ot / dW_o = a_t``.
-    """
-    layer = objective.model.layer
-    params = {name: p.detach() for name, p in layer.named_parameters()}
-    space = Space.of(params)
-    inputs, outputs = [], []
-    for n in range(len(batch.targets)):
-        x = batch.inputs[n : n + 1]
-        z = layer(x).detach()
-        positions_first = not isinstance(layer, nn.Conv1d | nn.Conv2d)
-        flat = z[0].reshape(-1, z.shape[-1]) if positions_first else z[0].flatten(1).mT  # (T, out)
-
-        def rows(p, x=x, positions_first=positions_first):
-            z = functional_call(layer, space.unflatten(p), (x,))[0]
-            return z.reshape(-1, z.shape[-1]) if positions_first else z.flatten(1).mT
-
-        j = torch.autograd.functional.jacobian(rows, space.flatten(params))  # (T, out, P)
-        inputs.append(
-            [
-                torch.cat([space.unflatten(j[t, o])[leaf][o].reshape(-1) for leaf in params])
-                for t in range(len(flat))
-                for o in (0,)
-            ]
-        )
-        weight = 1.0 if batch.weights is None else batch.weights[n]
-        columns = objective.model.columns(z[0], weight)
-        outputs.append([g.reshape(-1, g.shape[-1]) if positions_first else g.flatten(1).mT for g in columns])
-    return inputs, outputs
-
-
-@pytest.mark.parametrize("name", [name for name in DENSE_SHARED if "groups" not in name])
-def test_expand_and_reduce_are_loops_over_positions(name):
-    objective, batch = problem(name, WEIGHTS)
-    inputs, outputs = layer_rows(objective, batch)
-    count = objective.loss.count(batch.targets)
-    expand, reduce = (
-        wg.estimate(wg.KFAC(wg.Exact(), s), objective, [batch]).blocks[0] for s in (wg.Expand(), wg.Reduce())
-    )
-    every = [a for datum in inputs for a in datum]
-    assert len(every) > N  # there are shared positions
-    torch.testing.assert_close(expand.inputs[0], sum(torch.outer(a, a) for a in every) / len(every))
-    means = [sum(datum) / len(datum) for datum in inputs]
-    torch.testing.assert_close(reduce.inputs[0], sum(torch.outer(a, a) for a in means) / N)
-    columns = [g for datum in outputs for g in datum]
-    torch.testing.assert_close(expand.outputs[0], sum(g.mT @ g for g in columns) / count)
-    sums = [g.sum(0) for g in columns]
-    torch.testing.assert_close(reduce.outputs[0], sum(torch.outer(g, g) for g in sums) / count)
-
-
-@pytest.mark.parametrize("name", EMBEDDINGS)
-def test_embedding_factors_are_loops_over_tokens(name):
-    objective, batch = problem(name, WEIGHTS)
-    table = objective.model.layer
-    tokens = batch.inputs.reshape(N, -1)
-    onehot = torch.eye(table.num_embeddings, dtype=torch.float64)
-    if table.padding_idx is not None:
-        onehot[table.padding_idx] = 0
-    rows = onehot[tokens]  # (N, T, V)
-    count = objective.loss.count(batch.targets)
-    expand, reduce = (
-        wg.estimate(wg.KFAC(wg.Exact(), s), objective, [batch]).blocks[0] for s in (wg.Expand(), wg.Reduce())
-    )
-    torch.testing.assert_close(expand.inputs[0], rows.sum((0, 1)) / rows.sum())
-    torch.testing.assert_close(reduce.inputs[0], (rows.mean(1) ** 2).mean(0))
-    z = table(tokens).detach()
-    moment, summed = torch.zeros(2, z.shape[-1], z.shape[-1], dtype=torch.float64)
-    for n in range(N):
-        for g in objective.model.columns(z[n], WEIGHTS[n]):
-            g = g * rows[n].sum(-1, keepdim=True)  # nothing flows to the padding
-            moment += g.mT @ g
-            summed += torch.outer(g.sum(0), g.sum(0))
-    torch.testing.assert_close(expand.outputs[0], moment / count)
-    torch.testing.assert_close(reduce.outputs[0], summed / count)
 
 
 @pytest.mark.parametrize("name", ["Conv2d groups, positions", "Conv2d one position, groups"])
@@ -224,38 +196,71 @@ def test_spectrum_in_pieces(monkeypatch):
     torch.testing.assert_close(wg.estimate(wg.Diagonal(), objective, [batch]).dense(), diagonal)
 
 
+TOKENS = integers(4, N, 2)
+
+
 @pytest.mark.parametrize(
-    ("layer", "x", "message"),
+    ("layer", "x", "leaf", "operation"),
     [
-        (nn.Embedding(4, 2, max_norm=1.0), None, "max_norm"),
-        (nn.Embedding(4, 2, sparse=True), None, "sparse"),
-        (nn.Embedding(4, 2, scale_grad_by_freq=True), None, "scale_grad_by_freq"),
-        (nn.BatchNorm1d(3, track_running_stats=False), None, "running statistics"),
-        (nn.Conv3d(1, 1, 1), None, "no rule for a layer of type Conv3d"),
-        (
-            nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)),
-            None,
-            "no rule for a layer of type Parametriz",
-        ),
+        (nn.Embedding(4, 2, max_norm=1.0), TOKENS, "weight", "embedding"),
+        (nn.Embedding(4, 2, sparse=True), TOKENS, "weight", "embedding"),
+        (nn.Embedding(4, 2, scale_grad_by_freq=True), TOKENS, "weight", "embedding"),
+        (nn.EmbeddingBag(4, 2), TOKENS, "weight", "embedding_bag"),
+        (nn.Bilinear(3, 3, 2), (normal(N, 3), normal(N, 3, seed=1)), "weight", "bilinear"),
+        (nn.PReLU(), normal(N, 3), "weight", "prelu"),
+        (nn.GRU(3, 2, batch_first=True), normal(N, 2, 3), "weight_ih_l0", "gru"),
     ],
-    ids=["max_norm", "sparse", "frequency", "no statistics", "Conv3d", "weight_norm"],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
-def test_what_a_rule_cannot_treat_is_refused_with_the_reason(layer, x, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        wg.KFAC().init(*at(wg.Objective(Head(layer), wg.MSE())))
-    assert "'layer." in str(caught.value)
+def test_what_is_not_understood_is_refused_with_the_reason(layer, x, leaf, operation):
+    objective = wg.Objective(initialised(Outputs(layer)), wg.MSE())
+    with torch.no_grad():
+        batch = wg.Batch(
+            x, torch.zeros_like(objective.model.eval()(*x) if isinstance(x, tuple) else objective.model(x))
+        )
+    with pytest.raises(ValueError, match=f"'layer.{leaf}' \\(used by torch.*{operation}") as caught:
+        wg.estimate(wg.KFAC(), objective, [batch])
     assert "otherwise=wg.Diagonal()" in str(caught.value)
 
 
-def at(objective: wg.Objective) -> tuple[wg.Objective, dict[str, Tensor]]:
-    return objective, objective.params()
+class Outputs(nn.Module):
+    """The layer's output, or the first of its outputs."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *x: Tensor) -> Tensor:
+        found = self.layer(*x)
+        return torch.tanh(found[0] if isinstance(found, tuple) else found)
 
 
-def test_parameters_a_layer_does_not_have_are_refused():
+def test_weights_made_of_parameters_are_refused_by_the_parameters_names():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    objective = wg.Objective(initialised(Head(layer)), wg.MSE())
+    with pytest.raises(ValueError, match=r"'layer.parametrizations.weight.original0' \(used by"):
+        wg.estimate(wg.KFAC(), objective, [(normal(N, 3), normal(N, 2))])
+
+
+def test_parameters_that_nothing_uses_are_refused():
     layer = nn.Linear(3, 2)
     layer.register_parameter("scale", nn.Parameter(torch.ones(1)))
-    with pytest.raises(ValueError, match=r"a Linear has no parameters \['layer.scale'\]"):
-        wg.KFAC().init(*at(wg.Objective(Head(layer), wg.MSE())))
+    with pytest.raises(ValueError, match=r"does not depend on parameter 'layer.scale'"):
+        wg.estimate(
+            wg.KFAC(), wg.Objective(initialised(Head(layer)), wg.MSE()), [(normal(N, 3), normal(N, 2))]
+        )
+
+
+def test_leaves_above_the_size_of_a_dense_block_have_a_block_per_channel():
+    """Gain and shift of each channel together, and nothing between channels."""
+    width = 200
+    objective = wg.Objective(initialised(Outputs(nn.LayerNorm(width))), wg.MSE())
+    batch = wg.Batch(normal(2, 2, width), normal(2, 2, width), WEIGHTS[:2])
+    (block,) = wg.estimate(wg.KFAC(wg.Exact()), objective, [batch]).blocks
+    assert block.layout.shape == (width, 2, 1)
+    exact = reference.dense_ggn(objective, [batch], objective.params())
+    channel = torch.arange(2 * width) % width
+    torch.testing.assert_close(block.dense(), exact * (channel[:, None] == channel))
 
 
 @pytest.mark.parametrize("name", [n for n in LAYERS if not n.startswith("Emb")])
