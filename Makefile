@@ -10,7 +10,7 @@ WORKERS     ?= 2
 ARGS        ?=
 
 TORCH := torch==2.13.0
-PEERS := curvlinops-for-pytorch torchopt
+PEERS := curvlinops-for-pytorch torchopt kronfluence laplace-torch asdfghjkl==0.1a4 backpack-for-pytorch
 DEMO  := clean digits --noise pair:0.45 --trusted-size 50 --held-out 500 --seeds 3 --output runs/demo
 
 BIN := $(VENV)/bin
@@ -46,11 +46,13 @@ bench: $(VENV)/.bench ## reproduce every table and figure of the benchmarks, wit
 	$(BIN)/python -m benchmarks.hypergradient --json benchmarks/results/hypergradient.json $(ARGS)
 	$(BIN)/python -m benchmarks.secant --json benchmarks/results/secant.json --figures benchmarks/results $(ARGS)
 	$(BIN)/python -m benchmarks.orbit_cost --json benchmarks/results/orbit_cost.json $(ARGS)
+	$(BIN)/python -m benchmarks.kfac --json benchmarks/results/kfac.json $(ARGS)
 
 bench-quick: $(VENV)/.bench ## the same figures from fewer repetitions, each under 90 s
 	$(BIN)/python -m benchmarks.hypergradient --quick $(ARGS)
 	$(BIN)/python -m benchmarks.secant --quick $(ARGS)
 	$(BIN)/python -m benchmarks.orbit_cost --quick $(ARGS)
+	$(BIN)/python -m benchmarks.kfac --quick $(ARGS)
 
 clean: ## remove the environment, runs, caches and build products; keep benchmarks/results
 	rm -rf $(VENV) runs build dist htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
