@@ -13,7 +13,18 @@ import torch
 
 import weingarten
 
-PACKAGES = ("torch", "numpy", "scipy", "curvlinops-for-pytorch", "torchopt")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "transformers",
+    "curvlinops-for-pytorch",
+    "torchopt",
+    "kronfluence",
+    "laplace-torch",
+    "asdfghjkl",
+    "backpack-for-pytorch",
+)
 
 
 def environment() -> dict[str, Any]:

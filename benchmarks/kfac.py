@@ -11,6 +11,8 @@ Reported are medians and quartiles. Peers treat linear and convolutional layers 
 
 factors        Monte-Carlo factors of the batch, stand-alone, by a state that has seen a batch before
 first_factors  the same by a new state, which first finds out how the model uses its parameters
+thinned_factors, thinned_in_loop
+               factors and in_loop with KFAC(rows=512), for the two models with thousands of tokens
 in_loop        what factors add to a training step that computes loss and gradient anyway
 inverse        both factors of every layer inverted, factored damping
 apply          the inverse times one gradient
@@ -28,7 +30,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.metadata
 import operator
 import time
 from collections.abc import Callable
@@ -43,7 +44,7 @@ from benchmarks.environment import report
 from benchmarks.kfac_memory import measure_memory
 from benchmarks.kfac_models import MODELS, Case, build
 from benchmarks.kfac_ours import Prepare, in_loop_extra, ours, seconds
-from benchmarks.kfac_peers import FULL, PACKAGES, QUANTITIES, QUICK, SETTINGS, covered, peers, quietly, reason
+from benchmarks.kfac_peers import FULL, QUANTITIES, QUICK, SETTINGS, covered, peers, quietly, reason
 
 Samples = dict[str, list[float]]
 
@@ -58,7 +59,8 @@ class Effort:
     memory_of_peers: bool
 
 
-REPEATED = ("gradient", "step", "factors")  # however slow
+THINNED = ["thinned_factors", "thinned_in_loop"]
+REPEATED = ("gradient", "step", "factors", "thinned_step", "thinned_factors")  # however slow
 QUICKLY, FULLY = Effort(1.5, 2, 0.7, False), Effort(20.0, 7, 3.0, True)
 
 
@@ -108,8 +110,9 @@ def ratios(samples: Samples) -> Samples:
     found = {name: over(samples, name) for name in samples if name != "gradient"}
     found["inverse_over_cholesky"] = over(samples, "inverse", "cholesky")
     found["apply_over_gwa"] = over(samples, "apply", "gwa")
-    if "step" in samples:
-        found["in_loop"] = over(samples, "step", ratio=in_loop_extra)
+    for step, name in (("step", "in_loop"), ("thinned_step", "thinned_in_loop")):
+        if step in samples:
+            found[name] = over(samples, step, ratio=in_loop_extra)
     return found
 
 
@@ -150,7 +153,8 @@ def summarise(name: str, found: dict[str, Any]) -> dict[str, float | None]:
         "apply_over_gwa",
         "ekfac",
     ]
-    summary = {f"{name}_{key}": median(key) for key in [*keys, *(["exact"] if name == "mlp" else [])]}
+    keys += {"mlp": ["exact"], "gpt": THINNED, "bert": THINNED}.get(name, [])
+    summary = {f"{name}_{key}": median(key) for key in keys}
     found["best_peers"] = {}
     for quantity in QUANTITIES:
         rivals = {key: row["median"] for key, row in rows.items() if key.endswith(f": {quantity}")}
@@ -174,12 +178,6 @@ def print_model(name: str, found: dict[str, Any]) -> None:
     for key, value in found["memory_bytes"].items():
         shown = value if isinstance(value, str) else f"{value / 2**20:.1f} MiB"
         print(f"{'memory: ' + key:32} {shown:>15}")
-
-
-def versions() -> dict[str, str]:
-    """Of the peers and of the backends behind them that are installed."""
-    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    return {name: installed[name] for name in PACKAGES if name in installed}
 
 
 def main() -> None:
@@ -206,7 +204,7 @@ def main() -> None:
         details[name] = {**run(cases.pop(name), wanted[name], effort), "memory_bytes": memory[name]}
         summary |= summarise(name, details[name])
         print_model(name, details[name])
-    more = {"settings": SETTINGS, "versions_of_peers": versions(), "quick": arguments.quick}
+    more = {"settings": SETTINGS, "quick": arguments.quick}
     report(summary, {"models": details, **more}, arguments.json)
 
 

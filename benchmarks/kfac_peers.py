@@ -25,14 +25,6 @@ from benchmarks.kfac_ours import DAMPING, Prepare, fixed
 QUANTITIES = ("factors", "inverse", "apply", "ekfac")
 Setups = dict[str, Callable[[], Prepare]]  # by quantity; raises where a library cannot do it
 
-PACKAGES = (
-    "curvlinops-for-pytorch",
-    "kronfluence",
-    "laplace-torch",
-    "asdfghjkl",
-    "backpack-for-pytorch",
-    "transformers",
-)
 SETTINGS = {
     "curvlinops": "fisher_type=mc, mc_samples=1, kfac_approx=expand, separate_weight_and_bias=False, "
     "check_deterministic=False, num_data and num_per_example_loss_terms given, use_heuristic_damping=True (Cholesky); "

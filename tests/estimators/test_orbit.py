@@ -196,3 +196,18 @@ def test_gradients_that_are_not_finite_are_refused_by_leaf():
 def test_floor_is_checked():
     with pytest.raises(ValueError, match="OrbitSecant: floor is -1"):
         wg.OrbitSecant(SYMMETRIES["signs"], floor=-1)
+
+
+@pytest.mark.parametrize("kind", [wg.Orbit, wg.OrbitSecant])
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_what_is_divided_by(kind, decay):
+    """A sum is the mean times the count, and class weights that add up to less than one are still what a mean divides by."""
+    data = [PROBLEM.whole()]
+
+    def found(loss: wg.Loss) -> Tensor:
+        objective = wg.Objective(PROBLEM.objective().model, loss)
+        return wg.estimate(kind(SYMMETRIES["signs"], decay), objective, data).dense()
+
+    mean = found(wg.CrossEntropy())
+    torch.testing.assert_close(found(wg.CrossEntropy(reduction="sum")), N * mean)
+    torch.testing.assert_close(found(wg.CrossEntropy(weight=[0.1] * 3)), mean)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from weingarten.estimators.estimator import Estimator
-from weingarten.estimators.kfac import KFAC, KFACState, check_model
+from weingarten.estimators.factors import KFACState
+from weingarten.estimators.kfac import KFAC, check_model
 from weingarten.estimators.layerwise import layer_pass
 from weingarten.estimators.remaining import Remaining
 from weingarten.fisher import Fisher, MonteCarlo

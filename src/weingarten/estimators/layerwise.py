@@ -11,12 +11,22 @@ import torch
 from torch import Tensor
 
 from weingarten.fisher import Fisher
-from weingarten.layers import Block, Capture, Structure, blocks_of, capture, factor_type, structure_of
+from weingarten.layers import (
+    Block,
+    Capture,
+    Sharing,
+    Structure,
+    blocks_of,
+    capture,
+    factor_type,
+    structure_of,
+)
+from weingarten.layers.rows import Rows, every
 from weingarten.losses import Loss
 from weingarten.objective import Batch, Objective
 from weingarten.tree import TreeLike
 
-__all__ = ["LayerPass", "Positions", "layer_pass"]
+__all__ = ["LayerPass", "Positions", "Thinning", "layer_pass"]
 
 
 @dataclass(frozen=True)
@@ -162,3 +172,42 @@ class Positions:
             return None if live is None else live.to(self.dtype)
         weights = by_datum.to(self.dtype)[:, None].expand(self.shape)
         return weights if live is None else weights * live
+
+
+@dataclass(frozen=True)
+class Thinning:
+    """Takes every so many-th row of a layer.
+
+    Attributes:
+        rows: about how many rows to keep; None for all.
+        start: of the first row, as a share of the distance between two.
+    """
+
+    rows: int | None
+    start: float
+
+    @staticmethod
+    def drawn(rows: int | None, generator: torch.Generator) -> Thinning:
+        """With a random start."""
+        start = 0.0 if rows is None else float(torch.rand((), generator=generator, device=generator.device))
+        return Thinning(rows, start)
+
+    def gradients(self, g: Tensor) -> tuple[Tensor, float]:
+        """The output gradients ``(K, groups, N, T, out)`` that are kept, and which share of all they are."""
+        stride = self._stride(g.shape[2:4].numel())
+        if stride == 1:
+            return g, 1.0
+        kept = g[(slice(None), slice(None), *every(g.shape[2:4], int(self.start * stride), stride))]
+        return kept, kept.shape[2:4].numel() / g.shape[2:4].numel()
+
+    def moment(
+        self, rows: Rows, sharing: Sharing, weights: Tensor | None, dense: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The moment of the rows of inputs that are kept."""
+        stride = self._stride(rows.number)
+        if stride > 1:
+            rows, weights = rows.thinned(weights, int(self.start * stride), stride)
+        return rows.moment(sharing, weights, dense)
+
+    def _stride(self, number: int) -> int:
+        return 1 if self.rows is None else max(1, round(number / self.rows))

@@ -9,6 +9,7 @@ import torch
 
 from weingarten import tree
 from weingarten.estimators.estimator import Estimator
+from weingarten.losses import Loss
 from weingarten.matfun import Power, evaluate, mean_of
 from weingarten.objective import Batch, Objective, curvature_pass
 from weingarten.operators import Commutant, Curvature, gram
@@ -26,16 +27,18 @@ class OrbitState:
     Attributes:
         isotypic: the coordinates.
         params: where the curvature is taken.
-        gradient: sum of gradients, times ``count``; for estimates from the gradient of all data.
-        count: valid loss elements behind it.
+        loss: says what the number of elements divides.
+        gradient: that of the sum over all elements; for estimates from the gradient of all data.
+        count: the number of these elements, or the sum of their class weights.
         grams: exponential sum of the batches' ``V^T V / dim``, and its total weight; for averages over steps.
         weight: total weight of ``grams``.
     """
 
     isotypic: Isotypic
     params: Tree
+    loss: Loss
     gradient: Tree | None = None
-    count: int = 0
+    count: float = 0.0
     grams: Coordinates | None = None
     weight: float = 0.0
 
@@ -48,7 +51,7 @@ class _GradientEstimator(Estimator):
 
     def init(self, objective: Objective, params: TreeLike) -> OrbitState:
         check_covered(type(self).__name__, self.symmetry, params)
-        return OrbitState(Isotypic(self.symmetry, params), tree.detach(params))
+        return OrbitState(Isotypic(self.symmetry, params), tree.detach(params), objective.loss)
 
     def update(
         self,
@@ -63,7 +66,7 @@ class _GradientEstimator(Estimator):
             state.gradient = gradient if state.gradient is None else tree.add(state.gradient, gradient)
             state.count += count
             return state
-        new = gram(state.isotypic, _coordinates(state, tree.scale(1 / max(count, 1), gradient)))
+        new = gram(state.isotypic, _coordinates(state, tree.scale(1 / state.loss.divisor(count), gradient)))
         old = state.grams
         state.grams = (
             new if old is None else {key: self.decay * old[key] + block for key, block in new.items()}
@@ -80,7 +83,8 @@ class _GradientEstimator(Estimator):
                 f"{type(self).__name__}.read: no valid loss element has been seen; are all targets ignored, or was there no "
                 "update?"
             )
-        return gram(state.isotypic, _coordinates(state, tree.scale(1 / state.count, state.gradient)))
+        gradient = tree.scale(1 / state.loss.divisor(state.count), state.gradient)
+        return gram(state.isotypic, _coordinates(state, gradient))
 
 
 @final
@@ -163,8 +167,8 @@ def check_decay(call: str, decay: float | None) -> None:
         raise ValueError(f"{call}: decay is {decay}, expected a number in (0, 1]")
 
 
-def total_gradient(objective: Objective, params: TreeLike, batch: Batch) -> tuple[Tree, int]:
-    """Gradient of ``sum_n w_n l_n`` and the number of valid elements; evaluation mode, nothing left on the model.
+def total_gradient(objective: Objective, params: TreeLike, batch: Batch) -> tuple[Tree, float]:
+    """Gradient of ``sum_n w_n l_n`` and M, see :meth:`Loss.count`; evaluation mode, nothing left on the model.
 
     Raises:
         ValueError: if the gradient of a leaf is not finite.

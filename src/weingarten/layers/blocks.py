@@ -75,6 +75,11 @@ class Block:
         return [number for term in self.terms for number in term.uses]
 
     @property
+    def flipped(self) -> list[bool]:
+        """Which terms are flipped."""
+        return [term.flipped for term in self.terms]
+
+    @property
     def name(self) -> str:
         """The leaves of the block."""
         return ", ".join(self.layout.space.shapes)

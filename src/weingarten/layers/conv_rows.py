@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -58,6 +58,20 @@ class ConvRows(Rows):
     @property
     def width(self) -> int:
         return self.x.shape[1] // self.geometry.groups * prod(self.geometry.kernel) + self.one
+
+    @property
+    def number(self) -> int:
+        if not self.geometry.transposed:
+            return len(self.x) * self._locations
+        return self._formed.number
+
+    def thinned(self, weight: Tensor | None, start: int, stride: int) -> tuple[Rows, Tensor | None]:
+        """Every ``stride``-th datum: neighbouring locations share what they cost."""
+        if self.arrangement.merged:
+            return self, weight
+        some = slice(start % min(stride, self.data), None, min(stride, self.data))
+        rows = replace(self, x=self.x[some], data=len(range(self.data)[some]))
+        return rows, None if weight is None else weight[:, some]
 
     def formed(self) -> DenseRows:
         return self._formed

@@ -16,6 +16,7 @@ __all__ = [
     "OneHotRows",
     "Rows",
     "chunks_of_data",
+    "every",
     "factor_type",
     "gram",
     "joined",
@@ -35,6 +36,11 @@ class Rows(ABC):
     def width(self) -> int:
         """Length of a row."""
 
+    @property
+    @abstractmethod
+    def number(self) -> int:
+        """How many rows there are, data times positions."""
+
     @abstractmethod
     def moment(self, sharing: Sharing, weight: Tensor | None, dense: bool) -> tuple[Tensor, Tensor]:
         """Weighted sum of outer products of rows (or its diagonal), and the sum of the weights by group.
@@ -44,6 +50,10 @@ class Rows(ABC):
             weight: ``(groups, N, T)``, zero for positions to leave out; None for ones.
             dense: whether the whole matrix is wanted, where it is not known to be diagonal.
         """
+
+    def thinned(self, weight: Tensor | None, start: int, stride: int) -> tuple[Rows, Tensor | None]:
+        """Every ``stride``-th row with its weight, where leaving out the others saves work."""
+        return self, weight
 
     def formed(self) -> DenseRows:
         """The rows as dense ones."""
@@ -76,6 +86,16 @@ class DenseRows(Rows):
     @property
     def width(self) -> int:
         return self.values.shape[-1] + self.one
+
+    @property
+    def number(self) -> int:
+        return self.values.shape[1:3].numel()
+
+    def thinned(self, weight: Tensor | None, start: int, stride: int) -> tuple[Rows, Tensor | None]:
+        kept = every(self.values.shape[1:3], start, stride)
+        return replace(self, values=self.values[(slice(None), *kept)]), None if weight is None else weight[
+            (slice(None), *kept)
+        ]
 
     def formed(self) -> DenseRows:
         return self
@@ -129,6 +149,10 @@ class OneHotRows(Rows):
     @property
     def width(self) -> int:
         return self.size
+
+    @property
+    def number(self) -> int:
+        return self.indices.numel()
 
     def moment(self, sharing: Sharing, weight: Tensor | None, dense: bool) -> tuple[Tensor, Tensor]:
         weight = torch.ones_like(self.indices, dtype=self.dtype) if weight is None else weight[0]
@@ -222,6 +246,15 @@ def turned(rows: Tensor, basis: Tensor | None) -> Tensor:
     if basis is None:
         return rows
     return (rows.flatten(-3, -2) @ basis).unflatten(-2, rows.shape[-3:-1])
+
+
+def every(shape: Sequence[int], start: int, stride: int) -> tuple[slice, slice]:
+    """Slices of data and positions, ``(N, T)``, that keep every ``stride``-th row: of the positions, if there are enough."""
+    data, positions = shape
+    if positions >= stride:
+        return slice(None), slice(start % stride, None, stride)
+    stride = min(stride, data)
+    return slice(start % stride, None, stride), slice(None)
 
 
 def chunks_of_data(g: Tensor, width: int) -> list[slice]:
