@@ -247,6 +247,18 @@ class TestHuggingFace:
         assert name == "tokens" or abs(values[2] - values[1]) > 1e-6
 
 
+@pytest.mark.parametrize(("shape", "pick"), [((4, 5, 3), "mT"), ((4, 5, 2, 3), r"movedim\(-1, 1\)")])
+def test_classes_in_the_last_dimension(shape, pick):
+    objective = wg.Objective(lambda p, x: x * p["w"], wg.CrossEntropy())
+    batch = wg.Batch(torch.ones(shape), torch.zeros(shape[:-1], dtype=torch.long))
+    with pytest.raises(
+        ValueError, match=rf"classes in dimension 1\); pass output=lambda out: out.{pick} to wg.Objective"
+    ):
+        objective.value({"w": torch.ones(3)}, batch)
+    with pytest.raises(ValueError, match=r"\(classes in dimension 1\)$"):
+        objective.value({"w": torch.ones(3)}, wg.Batch(batch.inputs[:, :4], batch.targets))
+
+
 class Shared(nn.Module):
     """A module under two names, and a weight of another module that is tied to it; a buffer under two names."""
 
@@ -281,6 +293,17 @@ class TestSeveralNames:
         with torch.no_grad():
             model.first.weight.copy_(value)
         assert torch.equal(found, model(x))
+
+    def test_one_value_by_several_names(self):
+        model, value = initialised(Shared()).eval(), normal(3, seed=1)
+        names = ("first", "second", "third")
+        found = wg.Objective(model, wg.MSE()).forward(
+            {f"{name}.weight": value for name in names}, normal(N, 3)
+        )
+        assert all(isinstance(getattr(model, name).weight, nn.Parameter) for name in names)
+        with torch.no_grad():
+            model.first.weight.copy_(value)
+        assert torch.equal(found, model(normal(N, 3)))
 
     @pytest.mark.parametrize("name", ["first", "second"])
     def test_buffers_too(self, name):

@@ -221,7 +221,7 @@ def test_what_cannot_be_stored_is_named(file):
 def test_without_safetensors_the_extra_is_named(call, file, monkeypatch):
     wg.save(CURVATURES["Kronecker"](), file)
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ImportError, match=rf"{call}: .*pip install 'weingarten\[data\]'"):
+    with pytest.raises(ImportError, match=rf"{call}: .*pip install 'weingarten\[storage\]'"):
         wg.load(file) if call == "load" else wg.save(CURVATURES["Kronecker"](), file)
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "Objective",
     "curvature_pass",
     "each_tensor",
+    "gradient_twice",
     "graph_nodes",
     "input_rows",
     "refuse_once_differentiable",
@@ -133,9 +134,7 @@ class Objective:
             args = () if mapping else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
             keywords = dict(inputs) if mapping else {}
             everywhere = _everywhere(self.model, params)
-            returned = torch.func.functional_call(
-                self.model, everywhere, args, keywords, tie_weights=False
-            )
+            returned = torch.func.functional_call(self.model, everywhere, args, keywords, tie_weights=False)
         found = returned if self.output is None else self.output(returned)
         if isinstance(found, Tensor):
             return found
@@ -177,31 +176,28 @@ class Objective:
 def _everywhere(model: nn.Module, values: TreeLike) -> Tree:
     """Values for every place of the model that holds one of the given parameters or buffers, each place by one name.
 
-    ``functional_call`` ties weights by all their names instead, and so puts a tensor back in place of a parameter whose module has
+    ``functional_call`` ties weights by all their names instead, and so leaves a tensor in place of a parameter whose module has
     two.
     """
-    given: dict[int, tuple[str, Tensor]] = {}
-    unknown = dict(values)
-    for name, held in (
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ):
-        if name in unknown:
-            first, value = given.setdefault(id(held), (name, unknown.pop(name)))
-            if value is not values[name]:
-                raise ValueError(
-                    f"Objective.forward: {first!r} and {name!r} are one tied parameter, found two values; pass one of them"
-                )
-    placed = {
-        name: given[id(held)][1]
-        for prefix, module in model.named_modules()
+    given: dict[int, str] = {}  # the name that a tensor of the model is given by
+    places: dict[str, int] = {}
+    unknown, visited = dict(values), set()
+    for prefix, module in model.named_modules(remove_duplicate=False):
         for name, held in (
             *module.named_parameters(prefix, recurse=False, remove_duplicate=False),
             *module.named_buffers(prefix, recurse=False, remove_duplicate=False),
-        )
-        if id(held) in given
-    }
-    return placed | unknown  # which functional_call treats as it sees fit
+        ):
+            if name in values:
+                unknown.pop(name, None)
+                first = given.setdefault(id(held), name)
+                if values[first] is not values[name]:
+                    raise ValueError(
+                        f"Objective.forward: {first!r} and {name!r} are one tied parameter, found two values; pass one of them"
+                    )
+            if module not in visited:
+                places[name] = id(held)
+        visited.add(module)
+    return unknown | {name: values[given[place]] for name, place in places.items() if place in given}
 
 
 def _remedy(returned: Any) -> str:
@@ -218,9 +214,9 @@ def _remedy(returned: Any) -> str:
     return "pass output=, which picks the tensor that the loss takes from what the model returns"
 
 
-def graph_nodes(output: Tensor) -> Iterator[Any]:
-    """Every node of the autograd graph below ``output``, once."""
-    seen, stack = set(), [output.grad_fn]
+def graph_nodes(*outputs: Tensor) -> Iterator[Any]:
+    """Every node of the autograd graph below ``outputs``, once."""
+    seen, stack = set(), [output.grad_fn for output in outputs]
     while stack:
         node = stack.pop()
         if node is not None and node not in seen:
@@ -229,18 +225,28 @@ def graph_nodes(output: Tensor) -> Iterator[Any]:
             stack.extend(following for following, _ in node.next_functions)
 
 
-def refuse_once_differentiable(call: str, value: Tensor, remedy: str) -> None:
-    """Refuse a first derivative with an operation in it that has no second: PyTorch passes over it where inputs are given.
+def gradient_twice(call: str, value: Tensor, leaves: TreeLike, remedy: str) -> Tree:
+    """The gradient of a 0-d ``value``, to be differentiated again; raises as :func:`refuse_once_differentiable` does."""
+    one = torch.ones_like(value, requires_grad=True)  # else no operation after which all is linear is noticed
+    found = torch.autograd.grad(value, list(leaves.values()), one, create_graph=True, materialize_grads=True)
+    refuse_once_differentiable(call, found, remedy)
+    return dict(zip(leaves, found, strict=True))
+
+
+def refuse_once_differentiable(call: str, derivatives: Iterable[Tensor], remedy: str) -> None:
+    """Refuse first derivatives with an operation in their graph that has no second.
+
+    PyTorch itself passes over it in silence where ``torch.autograd.grad`` is told its inputs.
 
     Args:
         call: for the message.
-        value: made from first derivatives, with their graph.
+        derivatives: made with ``create_graph``.
         remedy: what to do instead.
 
     Raises:
-        NotImplementedError: if an operation's backward pass is marked ``once_differentiable``.
+        NotImplementedError: if there is an operation whose backward pass is marked ``once_differentiable``.
     """
-    if any(node.name().endswith("autograd::Error") for node in graph_nodes(value)):
+    if any(node.name().endswith("autograd::Error") for node in graph_nodes(*derivatives)):
         raise NotImplementedError(
             f"{call}: found an operation without a second derivative (a torch.autograd.Function whose backward is "
             f"once_differentiable), expected a backward pass that can be differentiated again; {remedy}"

@@ -14,8 +14,8 @@ from weingarten.objective import (
     Data,
     Objective,
     curvature_pass,
+    gradient_twice,
     input_rows,
-    refuse_once_differentiable,
 )
 from weingarten.tree import Space, TreeLike
 
@@ -45,8 +45,7 @@ def dense_hessian(objective: Objective, data: Data, params: TreeLike) -> Tensor:
 
     with curvature_pass(objective.model), torch.enable_grad():
         flat = space.flatten(params).requires_grad_()
-        (gradient,) = torch.autograd.grad(value(flat), flat, create_graph=True, allow_unused=True)
-        refuse_once_differentiable("dense_hessian", gradient, "there is no Hessian without it")
+        gradient_twice("dense_hessian", value(flat), {"": flat}, "there is no Hessian without it")
         result: Tensor = torch.autograd.functional.hessian(value, flat.detach())
     return result
 
@@ -105,6 +104,4 @@ def datum(batch: Batch, n: int) -> Batch:
     """Row ``n`` of a batch, as a batch of one; inputs without as many rows as the batch belong to all data."""
     weights = None if batch.weights is None else batch.weights[n : n + 1]
     index = torch.tensor([n], device=batch.targets.device)
-    return Batch(
-        input_rows(batch.inputs, index, len(batch.targets)), batch.targets[n : n + 1], weights
-    )
+    return Batch(input_rows(batch.inputs, index, len(batch.targets)), batch.targets[n : n + 1], weights)

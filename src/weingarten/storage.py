@@ -283,5 +283,7 @@ def _safetensors(call: str) -> ModuleType:
         import safetensors
         import safetensors.torch
     except ImportError as error:
-        raise ImportError(f"{call}: safetensors is not installed; pip install 'weingarten[data]'") from error
+        raise ImportError(
+            f"{call}: safetensors is not installed; pip install 'weingarten[storage]'"
+        ) from error
     return safetensors

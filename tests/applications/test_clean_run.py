@@ -164,7 +164,7 @@ def test_resume_of_a_run_killed_at_once(job, brief_report):
     job = replace(job, seeds=1, resume=True)
     partial = job.output.with_name("out.partial")
     partial.mkdir()
-    (partial / "settings.json.new").write_text('{"made')
+    (partial / "settings.json.partial").write_text('{"made')
     run(job)
     assert {p.name for p in job.output.iterdir()} == FILES
 

@@ -16,7 +16,7 @@ import weingarten as wg
 from tests.cases import N, initialised, integers, mlp, normal
 from tests.estimators.architectures import NEXT, TOKENS, TORCH, Case
 from weingarten import reference
-from weingarten.layers.arrangement import each_tensor
+from weingarten.objective import each_tensor
 
 try:
     from tests.estimators.huggingface import HUGGINGFACE, PADDED, bert, gpt2, logits

@@ -134,6 +134,18 @@ def test_data_without_a_loss(data):
         check(TRUE, data=data, h=P, k=P)
 
 
+def test_output_picks_the_tensor():
+    class Wrapped(nn.Sequential):
+        def forward(self, x):
+            return {"z": super().forward(x)}
+
+    model = scramble(Wrapped(*mlp(nn.ReLU())))
+    symmetry = Symmetry.parse(TRUE, h=P, k=P)
+    assert check_symmetry(symmetry, model, MSE(), DATA, output=lambda out: out["z"]) < 1e-12
+    with pytest.raises(TypeError, match=r"output=lambda out: out\['z'\]"):
+        check_symmetry(symmetry, model, MSE(), DATA)
+
+
 def test_sizes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"Symmetry: axis 1 of '4.weight' has size 6"):
         check(TRUE | {"4.weight": ". h", "2.weight": ". h", "2.bias": "."}, h=P)

@@ -20,7 +20,7 @@ from weingarten.bilevel.problem import (
 )
 from weingarten.estimators import KFAC, Estimator, estimate
 from weingarten.matfun import FactoredPower, MatrixFunction
-from weingarten.objective import Batch, Data, Objective, curvature_pass, refuse_once_differentiable
+from weingarten.objective import Batch, Data, Objective, curvature_pass, gradient_twice
 from weingarten.operators import GGN, Curvature, Identity, Operator
 from weingarten.solvers import CG, Direct, FirstOrder, Solution, Solver
 from weingarten.tree import Space, Tree, TreeLike
@@ -270,15 +270,10 @@ def mixed_product(inner: Level, params: Tree, hparams: Tree, batch: Batch, q: Tr
     hparams = {name: h.detach().requires_grad_() for name, h in hparams.items()}
     with curvature_pass(inner.objective.model), torch.enable_grad():
         value = inner.value(params, hparams, batch)
-        gradient = torch.autograd.grad(
-            value, list(params.values()), create_graph=True, materialize_grads=True
-        )
-        inner_product = tree.dot(dict(zip(params, gradient, strict=True)), tree.detach(q))
-        if not inner_product.requires_grad:  # the inner objective does not depend on the outer variables
+        remedy = "write the inner objective in operations that have one"
+        inner_product = tree.dot(gradient_twice("mixed_product", value, params, remedy), tree.detach(q))
+        if not inner_product.requires_grad:  # the inner objective does not depend on the parameters
             return tree.zeros_like(tree.detach(hparams))
-        refuse_once_differentiable(
-            "mixed_product", inner_product, "write the inner objective in operations that have one"
-        )
         mixed = torch.autograd.grad(inner_product, list(hparams.values()), materialize_grads=True)
     return dict(zip(hparams, mixed, strict=True))
 

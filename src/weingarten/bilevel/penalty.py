@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weingarten import tree
-from weingarten.objective import refuse_once_differentiable
+from weingarten.objective import gradient_twice
 from weingarten.operators import DiagonalCurvature, Operator
 from weingarten.tree import Space, Tree, TreeLike
 
@@ -89,17 +89,10 @@ class PenaltyHessian(Operator):
     def apply(self, v: TreeLike) -> Tree:
         with torch.enable_grad():
             params = {name: p.detach().requires_grad_() for name, p in self.params.items()}
-            gradient = torch.autograd.grad(
-                self.penalty(params, self.hparams),
-                list(params.values()),
-                create_graph=True,
-                materialize_grads=True,
-            )
-            inner = tree.dot(dict(zip(params, gradient, strict=True)), v)
-            if not inner.requires_grad:  # a penalty that is linear in the parameters
+            value = self.penalty(params, self.hparams)
+            remedy = "write the penalty in operations that have one"
+            inner = tree.dot(gradient_twice("PenaltyHessian.apply", value, params, remedy), v)
+            if not inner.requires_grad:  # it does not depend on the parameters
                 return tree.zeros_like(params)
-            refuse_once_differentiable(
-                "PenaltyHessian.apply", inner, "write the penalty in operations that have one"
-            )
             product = torch.autograd.grad(inner, list(params.values()), materialize_grads=True)
         return dict(zip(params, product, strict=True))

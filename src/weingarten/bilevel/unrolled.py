@@ -127,7 +127,7 @@ class Unrolled(HypergradientMethod):
             moved = self._inner_steps(problem, tree.detach(params), leaves, batches)
             outer = problem.outer.value(moved, leaves, batches.outer)
             refuse_once_differentiable(
-                "Unrolled", outer, "write the inner objective in operations that have one"
+                "Unrolled", [outer], "write the inner objective in operations that have one"
             )
             value = dict(
                 zip(
@@ -169,7 +169,11 @@ class Unrolled(HypergradientMethod):
             live = step >= self.steps - differentiated
             value = problem.inner.value(params, hparams, batches.mixed)
             found = torch.autograd.grad(
-                value, list(params.values()), create_graph=live, materialize_grads=True
+                value,
+                list(params.values()),
+                torch.ones_like(value, requires_grad=live),  # as in gradient_twice
+                create_graph=live,
+                materialize_grads=True,
             )
             params, state = self.optimizer.step(params, dict(zip(params, found, strict=True)), state)
             if not live:

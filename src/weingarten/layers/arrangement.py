@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Arrangement", "ArrangementError", "arrangement", "difference", "each_tensor", "some_rows"]
+__all__ = ["Arrangement", "ArrangementError", "arrangement", "difference"]
 
 
 class ArrangementError(ValueError):
@@ -71,22 +69,6 @@ def arrangement(two: Tensor, three: Tensor, single: bool = False) -> Arrangement
     raise ArrangementError(
         f"has shape {tuple(two.shape)} for two rows of data, {tuple(three.shape)} for three, expected one axis that counts data"
     )
-
-
-def some_rows(inputs: Any, index: Tensor, data: int) -> Any:
-    """Rows of every tensor with ``data`` rows; all else, such as a mask for all data, as it is."""
-    return each_tensor(lambda x: x.index_select(0, index) if x.ndim and len(x) == data else x, inputs)
-
-
-def each_tensor(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
-    """The inputs with the function's result in place of each tensor."""
-    if isinstance(inputs, Tensor):
-        return function(inputs)
-    if isinstance(inputs, Mapping):
-        return {name: each_tensor(function, value) for name, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return tuple(each_tensor(function, value) for value in inputs)
-    return inputs
 
 
 def _merged(axis: int, two: Tensor, three: Tensor) -> Arrangement:

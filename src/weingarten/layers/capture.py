@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from weingarten.layers.arrangement import each_tensor
 from weingarten.layers.elementwise import copies
 from weingarten.layers.operations import COPYING, OPERATIONS
 from weingarten.layers.stream import stream
 from weingarten.layers.structure import UNSEEN, Structure
 from weingarten.layers.use import Site, Tracked, Use, bound
 from weingarten.layers.watch import Key, LayerError, Watch, entries, node_of, requiring
-from weingarten.objective import Batch, Objective, curvature_pass, graph_nodes
+from weingarten.objective import Batch, Objective, curvature_pass, each_tensor, graph_nodes
 from weingarten.tree import TreeLike
 
 __all__ = ["Capture", "capture"]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from weingarten.layers.arrangement import Arrangement, ArrangementError, arrangement, difference, some_rows
+from weingarten.layers.arrangement import Arrangement, ArrangementError, arrangement, difference
 from weingarten.layers.use import Tracked
 from weingarten.layers.watch import Key, LayerError, Watch, requiring, tensors
-from weingarten.objective import Batch, Objective, curvature_pass
+from weingarten.objective import Batch, Objective, curvature_pass, input_rows
 from weingarten.tree import TreeLike
 
 __all__ = ["UNSEEN", "Structure", "structure_of"]
@@ -73,7 +73,7 @@ def structure_of(objective: Objective, params: TreeLike, batch: Batch, call: str
         with curvature_pass(objective.model), torch.enable_grad():
             try:
                 with probe:
-                    results[rows] = objective.forward(leaves, some_rows(batch.inputs, index, data)).detach()
+                    results[rows] = objective.forward(leaves, input_rows(batch.inputs, index, data)).detach()
             except RuntimeError as error:
                 objective.forward(
                     leaves, batch.inputs

@@ -153,9 +153,13 @@ class CrossEntropy(Loss):
         expected = output.shape if target.is_floating_point() else output.shape[:1] + output.shape[2:]
         if target.shape != expected:
             kind = "soft labels" if target.is_floating_point() else "class indices"
+            remedy = ""
+            if output.ndim > 2 and target.shape == output.shape[:-1]:
+                last = "mT" if output.ndim == 3 else "movedim(-1, 1)"
+                remedy = f"; pass output=lambda out: out.{last} to wg.Objective (out.logits.{last} for Hugging Face)"
             raise ValueError(
                 f"CrossEntropy: target has shape {tuple(target.shape)}, expected {tuple(expected)} for {kind} with an output of "
-                f"shape {tuple(output.shape)} (classes in dimension 1)"
+                f"shape {tuple(output.shape)} (classes in dimension 1){remedy}"
             )
         if target.dtype in (torch.bool, torch.int32, torch.int16, torch.int8, torch.uint8):
             raise ValueError(

@@ -43,7 +43,10 @@ def _basis(sides: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
     """Eigenvectors of the sum of the first factors, weighted by the traces of the second."""
     if any(factor.ndim == 2 for factor, _ in sides):
         return None
-    total = sum((_diagonal(other, None).sum(-1)[:, None, None] * factor for factor, other in sides), start=0 * sides[0][0])
+    total = sum(
+        (_diagonal(other, None).sum(-1)[:, None, None] * factor for factor, other in sides),
+        start=0 * sides[0][0],
+    )
     return torch.linalg.eigh(total)[1]
 
 

@@ -19,6 +19,7 @@ from weingarten.objective import (
     Data,
     Objective,
     curvature_pass,
+    gradient_twice,
     graph_nodes,
     refuse_once_differentiable,
 )
@@ -121,17 +122,10 @@ class Hessian(BatchSum):
             value = self.objective.total(params, batch) / self._divisor
             if not value.requires_grad:
                 return tree.zeros_like(self.params)
-            gradient = torch.autograd.grad(
-                value, list(params.values()), create_graph=True, materialize_grads=True
-            )
-            inner = tree.dot(dict(zip(params, gradient, strict=True)), v)
-            if not inner.requires_grad:  # the loss is linear in the parameters, or does not depend on them
+            gradient = gradient_twice("Hessian.apply", value, params, "use wg.FiniteDifferenceHessian")
+            inner = tree.dot(gradient, v)
+            if not inner.requires_grad:  # the loss does not depend on the parameters
                 return tree.zeros_like(self.params)
-            refuse_once_differentiable(
-                "Hessian.apply",
-                inner,
-                "use wg.FiniteDifferenceHessian, or wg.GGN if the operation has a forward derivative (jvp)",
-            )
             product = torch.autograd.grad(inner, list(params.values()), materialize_grads=True)
         return dict(zip(params, product, strict=True))
 
@@ -149,7 +143,7 @@ class GGN(BatchSum):
         params: where the curvature is taken; default: the module's trainable parameters.
 
     Raises (from ``apply``):
-        NotImplementedError: if an operation of the model has neither a forward derivative nor a second one.
+        NotImplementedError: if a ``torch.autograd.Function`` of the model is ``once_differentiable``.
 
     >>> from weingarten.losses import MSE
     >>> objective = Objective(lambda params, x: x @ params["w"], MSE())
@@ -197,7 +191,7 @@ def jacobian_product(objective: Objective, params: Tree, batch: Batch, v: Tree) 
     )
     inner = tree.dot(dict(zip(params, pulled, strict=True)), v)
     refuse_once_differentiable(
-        "GGN.apply", inner, "give the operation a forward derivative (jvp), or estimate with wg.KFAC or wg.Diagonal"
+        "GGN.apply", [inner], "write it so, or estimate the curvature with wg.KFAC or wg.Diagonal"
     )
     return output, torch.autograd.grad(inner, dummy, retain_graph=True)[0]
 

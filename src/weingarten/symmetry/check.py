@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,6 +65,7 @@ def check_symmetry(
     trials: int = 3,
     generator: torch.Generator | None = None,
     tol: float | None = None,
+    output: Callable[[Any], Tensor] | None = None,
 ) -> float:
     """Draw group elements, act on the parameters, and compare the loss of every batch.
 
@@ -80,6 +81,7 @@ def check_symmetry(
         trials: number of group elements.
         generator: to draw them.
         tol: largest relative change allowed; None for ``eps ** 0.6`` of the loss's type, 4e-10 in float64 and 7e-5 in float32.
+        output: picks the tensor that the loss takes from what the model returns, as for ``Objective``.
 
     Returns:
         The largest relative change in loss.
@@ -89,7 +91,7 @@ def check_symmetry(
         ValueError: if the symmetry does not fit the parameters' shapes, or the data is empty or gives a loss of zero
             or not finite.
     """
-    objective = Objective(model, loss)
+    objective = Objective(model, loss, output)
     batches = [Batch.of(batch) for batch in data]
     with torch.no_grad(), curvature_pass(model):
         params = objective.params()

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from weingarten.applications.clean.errors import UserError
+from weingarten.atomic import replacing
 
 __all__ = ["Folder", "plain", "write_json"]
 
@@ -75,7 +76,7 @@ class Folder:
         if not self.partial.exists():
             return
         found = _settings_in(self.partial)
-        if found is None and any(p.name != "settings.json.new" for p in self.partial.iterdir()):
+        if found is None and any(p.name != "settings.json.partial" for p in self.partial.iterdir()):
             raise UserError(
                 f"--output: {self.partial} is in the way and was not made by {MADE_BY}; move it, or choose "
                 "another name"
@@ -145,22 +146,15 @@ def plain(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    with new.open("w", encoding="utf-8") as file:
-        json.dump(plain(value), file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    with replacing(path) as partial:
+        text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    with new.open("wb") as file:
-        file.write(save({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}))
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    with replacing(path) as partial:
+        save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, partial)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
