@@ -27,7 +27,7 @@ def common_eigenbasis(layout: Layout, terms: Sequence[tuple[Tensor, Tensor]]) ->
     >>> from weingarten.tree import Space
     >>> layout = Layout(Space.of({"w": torch.zeros(1, 2)}))
     >>> one, a = torch.ones(1, 1, 1), torch.tensor([[[2.0, 1.0], [1.0, 2.0]]])
-    >>> common_eigenbasis(layout, [(one, a), (one, a)]).spectrum
+    >>> common_eigenbasis(layout, [(one, a), (one, a)]).spectrum.round()
     tensor([[[2., 6.]]])
     """
     left = _basis([(b, a) for b, a in terms])
