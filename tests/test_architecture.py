@@ -34,6 +34,7 @@ LAYERS = [
     "layers",
     "estimators",
     "solvers",
+    "optim",
     "bilevel",
     "applications",
     "cli",

@@ -57,6 +57,7 @@ from weingarten.operators import (
     orbit_mean,
     orbit_moment,
 )
+from weingarten.optim import NonFiniteGradientError, Symo
 from weingarten.solvers import (
     CG,
     MINRES,
@@ -133,6 +134,7 @@ __all__ = [
     "MatrixFunction",
     "MonteCarlo",
     "Neumann",
+    "NonFiniteGradientError",
     "Nystrom",
     "Objective",
     "Operator",
@@ -162,6 +164,7 @@ __all__ = [
     "StorageError",
     "Symmetry",
     "SymmetryError",
+    "Symo",
     "Unrolled",
     "Wreath",
     "check_hypergradient",

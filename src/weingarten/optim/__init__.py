@@ -1,0 +1,25 @@
+"""Optimisers from the symmetry of the loss."""
+
+from weingarten.optim.choice import Axes, BothSides, Choice, Eigenbases, OneSide
+from weingarten.optim.moment import Moment
+from weingarten.optim.routes import Route, architecture
+from weingarten.optim.scaling import AdamWScale, FixedScale, Natural, Scaling, Spectral
+from weingarten.optim.symo import NonFiniteGradientError, Symo
+
+__all__ = [
+    "AdamWScale",
+    "Axes",
+    "BothSides",
+    "Choice",
+    "Eigenbases",
+    "FixedScale",
+    "Moment",
+    "Natural",
+    "NonFiniteGradientError",
+    "OneSide",
+    "Route",
+    "Scaling",
+    "Spectral",
+    "Symo",
+    "architecture",
+]

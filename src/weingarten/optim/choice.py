@@ -1,0 +1,142 @@
+"""Groups for single weights by the shape alone: the known optimisers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from weingarten.groups import Action, Signs
+from weingarten.optim.moment import (
+    EigenbasisMoment,
+    EntryMoment,
+    Moment,
+    OrbitMoment,
+    TwoSidedMoment,
+    one_sided,
+)
+from weingarten.symmetry import Symmetry
+
+__all__ = ["Axes", "BothSides", "Choice", "Eigenbases", "OneSide"]
+
+
+class Choice(ABC):
+    """Which group acts on a weight, from its shape. A convolution kernel is a matrix (channels out, all else)."""
+
+    @abstractmethod
+    def moment(self, name: str, leaf: Tensor) -> Moment | None:
+        """The moment of a weight with two axes or more; None routes it to AdamW."""
+
+
+def _sides(leaf: Tensor) -> tuple[int, int]:
+    return leaf.shape[0], leaf.shape[1:].numel()
+
+
+@final
+@dataclass(frozen=True)
+class OneSide(Choice):
+    r"""Rotations of the longer side, the shorter one free: ``G (E[G^T G] / rows)^{-1/2}``, or on the left.
+
+    With a moment of the momentum of this step alone, ``Symo(betas=(0.95, 0.0), of_momentum=True, refresh=1)``, that is the polar
+    factor of the momentum, exact Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/); averaged over
+    steps it is one-sided Shampoo (https://arxiv.org/abs/1802.09568).
+
+    Args:
+        max_block: weights with a longer shorter side go to AdamW. Default 2048, whose root takes about a second on one core.
+
+    >>> import torch
+    >>> print(OneSide().moment("w", torch.zeros(7, 4)))
+    4 x 7
+    """
+
+    max_block: int = 2048
+
+    def moment(self, name: str, leaf: Tensor) -> Moment | None:
+        rows, columns = _sides(leaf)
+        return (
+            one_sided(name, leaf, 0 if rows >= columns else 1)
+            if min(rows, columns) <= self.max_block
+            else None
+        )
+
+
+@final
+@dataclass(frozen=True)
+class BothSides(Choice):
+    r"""``L^{-1/4} G R^{-1/4}``, Shampoo: the geometric mean of rotations on either side.
+
+    Gupta, Koren and Singer 2018, https://arxiv.org/abs/1802.09568.
+
+    Args:
+        max_block: weights with a longer side go to AdamW. Default 2048, as in :class:`OneSide`.
+
+    >>> import torch
+    >>> print(BothSides().moment("w", torch.zeros(7, 4)))
+    4 x 7 and 7 x 4, geometric mean
+    """
+
+    max_block: int = 2048
+
+    def moment(self, name: str, leaf: Tensor) -> Moment | None:
+        return TwoSidedMoment(name, leaf) if max(_sides(leaf)) <= self.max_block else None
+
+
+@final
+@dataclass(frozen=True)
+class Eigenbases(Choice):
+    r"""Sign flips in the eigenbases of both one-sided moments: SOAP.
+
+    Vyas et al. 2024, https://arxiv.org/abs/2409.11321.
+
+    Args:
+        max_block: a longer side keeps its own basis; weights with two longer sides go to AdamW. Default 2048.
+
+    >>> import torch
+    >>> print(Eigenbases(max_block=5).moment("w", torch.zeros(7, 4)))
+    entry by entry in eigenbases of 4
+    """
+
+    max_block: int = 2048
+
+    def moment(self, name: str, leaf: Tensor) -> Moment | None:
+        return EigenbasisMoment(name, leaf, self.max_block) if min(_sides(leaf)) <= self.max_block else None
+
+
+@final
+@dataclass(frozen=True)
+class Axes(Choice):
+    r"""A group of one's own on either side of every weight.
+
+    ``Axes(Signs(), Signs())`` is Adam, ``Axes(Rotation(), Rotation())`` SGD on gradients of RMS one (one scale per weight),
+    ``Axes(Rotation(), Signs())`` divides columns by their RMS, ``Axes(Rotation(), None)`` is Shampoo on the right.
+
+    Args:
+        rows: acts on the first axis; None leaves it free.
+        columns: acts on all others together; None leaves them free.
+
+    Raises:
+        ValueError: on use, for a side of a length on which the group does not act.
+
+    >>> import torch
+    >>> from weingarten.groups import Rotation
+    >>> print(Axes(Rotation(), None).moment("w", torch.zeros(7, 4)))
+    4 x 7
+    """
+
+    rows: Action | None
+    columns: Action | None
+
+    def moment(self, name: str, leaf: Tensor) -> Moment | None:
+        if isinstance(self.rows, Signs) and isinstance(self.columns, Signs):
+            return EntryMoment({name: leaf})
+        groups = {key: g for key, g in (("r", self.rows), ("c", self.columns)) if g is not None}
+        span = f"[{leaf.ndim - 1}]" if leaf.ndim > 2 else ""
+        rest = f"c{span}" if self.columns is not None else " ".join("." * (leaf.ndim - 1))
+        return OrbitMoment(
+            Symmetry.parse(
+                {name: f"{'r' if self.rows is not None else '.'} {rest}"}, None, None, None, **groups
+            ),
+            {name: leaf},
+        )

@@ -1,0 +1,116 @@
+"""Parameters by name, and saved states by parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weingarten.optim.moment import State
+from weingarten.optim.routes import Route, unwrapped
+
+__all__ = ["check_state", "named_groups", "restored", "saved_by_name", "tied_names"]
+
+
+def named_groups(params: Any) -> list[dict[str, Any]]:
+    """Parameter groups with ``params`` a list of (name, tensor), from a model, named parameters, or groups of them.
+
+    Raises:
+        ValueError: if there is none, one has no name, or two names or two groups share a tensor.
+    """
+    if isinstance(params, nn.Module):
+        params = [(name, p) for name, p in unwrapped(params).named_parameters() if p.requires_grad]
+    items = list(params)
+    groups = [dict(item) for item in items] if items and isinstance(items[0], dict) else [{"params": items}]
+    owners: dict[int, str] = {}
+    names: set[str] = set()
+    for group in groups:
+        group["params"] = list(group["params"])
+        for item in group["params"]:
+            if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)):
+                raise ValueError(
+                    f"Symo: found a parameter {type(item).__name__} without a name; pass the model or model.named_parameters(), "
+                    'in groups as {"params": [(name, tensor), ...]}'
+                )
+            name, p = item
+            if id(p) in owners or name in names:
+                raise ValueError(
+                    f"Symo: {name!r} is given twice, or is tied to {owners.get(id(p), name)!r}; pass every tensor once"
+                )
+            owners[id(p)] = name
+            names.add(name)
+    if not owners:
+        raise ValueError(
+            "Symo: no parameter that requires a gradient; pass a model with trainable parameters"
+        )
+    return groups
+
+
+def tied_names(params: Any) -> dict[str, list[str]]:
+    """The other names of parameters that a model uses under several."""
+    if not isinstance(params, nn.Module):
+        return {}
+    names: dict[int, list[str]] = {}
+    for name, p in unwrapped(params).named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(name)
+    return {first: others for first, *others in names.values() if others}
+
+
+def saved_by_name(state_dict: Mapping[str, Any], names: Sequence[str]) -> dict[str, State]:
+    """The states in a ``state_dict``, of the parameters that have one.
+
+    Raises:
+        ValueError: if it was saved with other parameters.
+    """
+    groups = state_dict["param_groups"]
+    ids = [i for group in groups for i in group["params"]]
+    saved = [name for group in groups for name in group.get("param_names", ())]
+    if saved != list(names):
+        raise ValueError(
+            f"Symo.load_state_dict: the state is of the parameters {saved}, expected {list(names)} in this order"
+        )
+    state = state_dict["state"]
+    return {name: state[i] for i, name in zip(ids, names, strict=True) if i in state}
+
+
+def check_state(
+    saved: Mapping[str, State], routes: Iterable[Route], shapes: Mapping[str, torch.Size], squares: bool
+) -> None:
+    """Whether saved states are of these routes; ``squares``: whether blocks keep Adam's second moments.
+
+    Raises:
+        ValueError: with the parameter and the entries that differ.
+    """
+    for route in routes:
+        for name in route.leaves:
+            if name not in saved:
+                continue
+            expected: dict[str, Any] = {"momentum": shapes[name]}
+            if squares and not route.adamw:
+                expected["square"] = shapes[name]
+            if name == route.leaves[0]:
+                numbers = dict.fromkeys(("step", "momentum_weight", "square_weight"), 0)
+                expected |= {key: _shape(value) for key, value in (numbers | route.moment.init()).items()}
+            found = {key: _shape(value) for key, value in saved[name].items()}
+            if found != expected:
+                differ = sorted(
+                    key for key in {*found, *expected} if found.get(key, 0) != expected.get(key, 0)
+                )
+                raise ValueError(
+                    f"Symo.load_state_dict: the state of {name!r} has other {differ}; construct Symo with the symmetry, "
+                    "max_block and scaling that it was saved with"
+                )
+
+
+def _shape(value: Any) -> Any:
+    return value.shape if isinstance(value, Tensor) else None
+
+
+def restored(state: State, device: torch.device) -> State:
+    """A copy on a device, in the types it was saved in."""
+    return {
+        key: value.to(device, copy=True) if isinstance(value, Tensor) else value
+        for key, value in state.items()
+    }

@@ -1,0 +1,28 @@
+"""The examples of Symo run, and learn."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def main_of(name: str) -> Any:
+    return runpy.run_path(str(EXAMPLES / name))["main"]
+
+
+def test_plain_loop(capsys):
+    assert main_of("symo_loop.py")(epochs=2) > 0.7  # ten classes
+    assert "0.weight" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_trainer_of_hugging_face():
+    pytest.importorskip("accelerate")
+    pytest.importorskip("transformers")
+    first, last = main_of("symo_trainer.py")(steps=30)
+    assert last < 0.8 * first
