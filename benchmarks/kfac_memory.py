@@ -54,10 +54,7 @@ def of_factors(case: Case) -> Callable[[], Any]:
 
 
 def of_step_with_factors(case: Case) -> Callable[[], Any]:
-    prepare = in_loop_step(case)
-    if prepare is None:
-        raise NotImplementedError("unsupported: there is no such call")
-    return prepare()
+    return in_loop_step(wg.KFAC(), case)()
 
 
 def of_peer(name: str) -> Make:

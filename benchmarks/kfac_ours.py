@@ -48,7 +48,9 @@ def updated(estimator: wg.Estimator, case: Case) -> Any:
 def factors(estimator: wg.Estimator, case: Case, first: bool = False) -> Prepare:
     """One update with empty sums; ``first`` of a new state, which also has to find out how the model uses its parameters."""
     objective, params, batch = case.objective, case.objective.params(), case.batch
-    known: Any = updated(estimator, case)
+    known: Any = updated(
+        estimator, case.first(3)
+    )  # how the model uses its parameters does not depend on the rows
 
     def prepare() -> Callable[[], Any]:
         state: Any = estimator.init(objective, params)
@@ -63,7 +65,7 @@ def factors(estimator: wg.Estimator, case: Case, first: bool = False) -> Prepare
 def in_loop_step(estimator: wg.KFAC, case: Case) -> Prepare:
     """Loss, gradient and factors of one training step."""
     objective, params, batch = case.objective, case.objective.params(), case.batch
-    known = updated(estimator, case)
+    known = updated(estimator, case.first(3))
 
     def prepare() -> Callable[[], Any]:
         state, draws = estimator.init(objective, params), generator()

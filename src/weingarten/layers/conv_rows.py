@@ -87,10 +87,10 @@ class ConvRows(Rows):
         return self._formed.rotated(right)
 
     def gradients(self, g: Tensor, data: slice) -> Tensor:
-        return self._formed.gradients(g, data)
-
-    def squares(self, g: Tensor) -> Tensor:
-        return self._formed.squares(g)
+        if self.arrangement.merged:
+            return self._formed.gradients(g, data)
+        x, g = self.x[data], g[:, :, data]  # patches of no more data than are wanted
+        return replace(self, x=x, data=len(x)).formed().gradients(g, slice(None))
 
     def moment(self, sharing: Sharing, weight: Tensor | None, dense: bool) -> tuple[Tensor, Tensor]:
         simple = (

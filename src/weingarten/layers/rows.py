@@ -259,8 +259,8 @@ def every(shape: Sequence[int], start: int, stride: int) -> tuple[slice, slice]:
 
 def chunks_of_data(g: Tensor, width: int) -> list[slice]:
     """Slices of data whose per-datum gradients, from output gradients ``(K, groups, N, T, out)``, take little memory."""
-    columns, groups, data, _, out = g.shape
-    step = max(1, _CHUNK // max(1, columns * groups * out * width))
+    columns, groups, data, positions, out = g.shape
+    step = max(1, _CHUNK // max(1, groups * max(columns * out, positions) * width))
     return [slice(first, first + step) for first in range(0, data, step)]
 
 

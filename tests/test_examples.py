@@ -1,4 +1,4 @@
-"""The examples of Symo run, and learn."""
+"""The examples run, and learn."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 def main_of(name: str) -> Any:
     return runpy.run_path(str(EXAMPLES / name))["main"]
+
+
+def test_natural_gradient(capsys):
+    assert main_of("natural_gradient.py")() < 0.05  # gradient descent with momentum at its best rate: 0.08
+    assert "step   0" in capsys.readouterr().out
 
 
 def test_plain_loop(capsys):
