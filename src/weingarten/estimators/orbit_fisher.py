@@ -16,7 +16,6 @@ from weingarten.estimators.orbit import check_covered, check_decay
 from weingarten.estimators.orbit_rows import PartRows, factor, materialised, moment_of
 from weingarten.fisher import Fisher, MonteCarlo
 from weingarten.layers import Block, ConvUse, LayerError, LinearUse, Structure
-from weingarten.layers.rows import DenseRows
 from weingarten.losses import Loss
 from weingarten.objective import Batch, Objective, curvature_pass, input_rows
 from weingarten.operators import Commutant, Curvature
@@ -129,7 +128,9 @@ class OrbitFisher(Estimator):
             state.structure,
             seen,
         ):
-            inputs = {block: block.terms[0].inputs().formed() for block in seen.blocks if _factored(block)}
+            inputs = {
+                block: block.terms[0].inputs().formed().full()[0] for block in seen.blocks if _factored(block)
+            }
             for columns, found in seen.chunks():
                 outputs = {block: block.terms[0].outputs(dict(enumerate(found))) for block in inputs}
                 for number, column in enumerate(columns):
@@ -154,14 +155,14 @@ class OrbitFisher(Estimator):
         params: TreeLike,
         batch: Batch,
         column: Tensor,
-        known: Mapping[Block, tuple[DenseRows, Tensor]],
+        known: Mapping[Block, tuple[Tensor, Tensor]],
     ) -> None:
-        """Add the moments of one column of output gradients; ``known`` holds rows of inputs and of gradients ``(N, T, out)``."""
+        """Add the moments of one column of output gradients; ``known`` holds rows of inputs and of gradients ``(N, T, ...)``."""
         for first in range(0, len(column), _CHUNK):
             piece = slice(first, first + _CHUNK)
             rows: dict[str, PartRows] = {}
             for block, (inputs, outputs) in known.items():
-                rows |= _layer_rows(state.isotypic, block, inputs.full()[0, piece], outputs[piece])
+                rows |= _layer_rows(state.isotypic, block, inputs[piece], outputs[piece])
             rest = [part for part in self.symmetry.parts if part.key not in rows]
             if rest:
                 rows |= _general_rows(state.isotypic, rest, objective, params, batch, column[piece], piece)
