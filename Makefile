@@ -48,7 +48,7 @@ bench: $(VENV)/.bench ## reproduce every table and figure of the benchmarks, wit
 	$(BIN)/python -m benchmarks.orbit_cost --json benchmarks/results/orbit_cost.json $(ARGS)
 	$(BIN)/python -m benchmarks.kfac --json benchmarks/results/kfac.json $(ARGS)
 
-bench-quick: $(VENV)/.bench ## the same figures from fewer repetitions, each under 90 s
+bench-quick: $(VENV)/.bench ## the same figures from fewer repetitions, one to two minutes each
 	$(BIN)/python -m benchmarks.hypergradient --quick $(ARGS)
 	$(BIN)/python -m benchmarks.secant --quick $(ARGS)
 	$(BIN)/python -m benchmarks.orbit_cost --quick $(ARGS)

@@ -184,9 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer repetitions and peers, under 90 s on an idle machine"
-    )
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions and peers, two minutes")
     parser.add_argument("--json", type=Path, help="where to write all results")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     arguments = parser.parse_args()
