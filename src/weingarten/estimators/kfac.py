@@ -43,7 +43,7 @@ class KFAC(Estimator):
             8,192, is a factor of 268 MB in float32.
         dtype: type in which factors are summed and kept; by default the activations' type, float32 for half precision.
         rows: about how many rows of each layer enter its factors per batch, evenly spaced from a random start; all by default.
-            Factors stay unbiased and get noisier; with tokens by the thousand, a quarter of them is hardly worse.
+            Output factors stay unbiased; both get noisier.
 
     Raises (from ``init``):
         TypeError: if the model is a function, in which no parameters can be followed.

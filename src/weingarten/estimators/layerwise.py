@@ -48,11 +48,8 @@ class LayerPass:
 
     def chunks(self) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """For every chunk of output gradients ``(K, *output.shape)``: the chunk, and the gradients of all uses."""
-        chunk = next(self.columns, None)
-        while chunk is not None:
-            following = next(self.columns, None)
-            yield chunk, [factor_type(g) for g in self.seen.gradients(chunk, last=following is None)]
-            chunk = following
+        for chunk, last in self._columns():
+            yield chunk, [factor_type(g) for g in self.seen.gradients(chunk, last)]
 
     def backward(self, consume: Callable[[Block, list[Tensor]], None]) -> None:
         """Hand over, by chunk and block, the rows of gradients ``(K, groups, N, T, out)`` of its terms, once they are there.
@@ -63,9 +60,7 @@ class LayerPass:
         for block in self.blocks:
             for number in block.uses:
                 owners.setdefault(number, []).append(block)
-        chunk = next(self.columns, None)
-        while chunk is not None:
-            following = next(self.columns, None)
+        for chunk, last in self._columns():
             there: dict[int, Tensor] = {}
             finished: set[Block] = set()
 
@@ -79,7 +74,14 @@ class LayerPass:
                 for use in [use for use in there if all(block in finished for block in owners.get(use, []))]:
                     del there[use]
 
-            self.seen.stream(chunk, following is None, take)
+            self.seen.stream(chunk, last, take)
+
+    def _columns(self) -> Iterator[tuple[Tensor, bool]]:
+        """Each chunk of output gradients, and whether it is the last."""
+        chunk = next(self.columns, None)
+        while chunk is not None:
+            following = next(self.columns, None)
+            yield chunk, following is None
             chunk = following
 
 

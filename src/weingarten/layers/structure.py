@@ -60,11 +60,8 @@ def structure_of(objective: Objective, params: TreeLike, batch: Batch, call: str
     outputs: dict[int, dict[Key, Tensor]] = {2: {}, 3: {}}
     results: dict[int, Tensor] = {}
     looked_up = False
-    for rows in (
-        2,
-        3,
-        2,
-    ):  # the first pass tells the second which rows of tables ignore the data; if any do, it is repeated
+    # The first pass tells the second which rows of tables ignore the data; if any do, it is repeated.
+    for rows in (2, 3, 2):
         if outputs[2] and outputs[3] and not looked_up:
             break
         leaves = requiring({name: _not_zero(p) for name, p in params.items()})
@@ -75,9 +72,7 @@ def structure_of(objective: Objective, params: TreeLike, batch: Batch, call: str
                 with probe:
                     results[rows] = objective.forward(leaves, input_rows(batch.inputs, index, data)).detach()
             except RuntimeError as error:
-                objective.forward(
-                    leaves, batch.inputs
-                )  # the model's own error, where it is no matter of rows
+                objective.forward(leaves, batch.inputs)  # its own error, where it is no matter of rows
                 raise LayerError(
                     f"{call}: the model cannot be run on {rows} rows of the batch's {data} ({error}); inputs that belong to all "
                     "data must not have as many rows as the batch"
