@@ -31,3 +31,10 @@ def test_trainer_of_hugging_face():
     pytest.importorskip("transformers")
     first, last = main_of("symo_trainer.py")(steps=30)
     assert last < 0.8 * first
+
+
+@pytest.mark.filterwarnings("ignore:::pytorch_lightning", "ignore:::lightning_fabric")
+def test_trainer_of_lightning(capsys):
+    pytest.importorskip("pytorch_lightning")
+    assert main_of("symo_lightning.py")(epochs=2) > 0.7  # ten classes
+    assert "0.weight" in capsys.readouterr().out
