@@ -10,7 +10,17 @@ from torch import Tensor
 
 import weingarten as wg
 from tests.cases import normal
-from weingarten.optim import AdamWScale, Axes, BothSides, Eigenbases, FixedScale, Natural, OneSide, Spectral
+from weingarten.optim import (
+    AdamWScale,
+    Axes,
+    BothSides,
+    Eigenbases,
+    FixedScale,
+    Natural,
+    OneSide,
+    Polar,
+    Spectral,
+)
 from weingarten.optim.moment import EntryMoment, OrbitMoment
 
 STEPS, LR, DECAY, B1, B2, EPS, DAMPING = 50, 0.01, 0.1, 0.9, 0.95, 1e-8, 1e-3
@@ -123,8 +133,12 @@ def test_entry_moment_is_the_orbit_moment_of_sign_flips():
         torch.testing.assert_close(*found)
 
 
+MUON = {"betas": (B1, 0.0), "of_momentum": True, "refresh": 1, "damping": 0.0}
+
+
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_is_torch_muon_with_exact_orthogonalisation(nesterov):
+@pytest.mark.parametrize(("choice", "settings", "tol"), [(OneSide(), MUON, 1e-7), (Polar(), {}, 1e-11)])
+def test_muon_is_torch_muon_with_exact_orthogonalisation(choice, settings, tol, nesterov):
     """torch.optim.Muon, with the polar factor by SVD in place of five Newton-Schulz iterations."""
 
     def rule(w: Tensor):
@@ -137,18 +151,8 @@ def test_muon_is_torch_muon_with_exact_orthogonalisation(nesterov):
 
         return step
 
-    found = trajectory(
-        symo(
-            OneSide(),
-            betas=(B1, 0.0),
-            of_momentum=True,
-            nesterov=nesterov,
-            refresh=1,
-            damping=0.0,
-            scaling=Spectral(),
-        )
-    )
-    same(found, reference(rule), 1e-7)  # the Gram matrix squares the condition number
+    found = trajectory(symo(choice, nesterov=nesterov, scaling=Spectral(), **settings))
+    same(found, reference(rule), tol)  # the Gram matrix squares the condition number
 
 
 def test_muon_with_fixed_scale_is_torch_muons_match_rms_adamw():

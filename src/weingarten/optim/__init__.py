@@ -1,6 +1,6 @@
 """Optimisers from the symmetry of the loss."""
 
-from weingarten.optim.choice import Axes, BothSides, Choice, Eigenbases, OneSide
+from weingarten.optim.choice import Axes, BothSides, Choice, Eigenbases, OneSide, Polar
 from weingarten.optim.moment import Moment
 from weingarten.optim.routes import Route, architecture
 from weingarten.optim.scaling import AdamWScale, FixedScale, Natural, Scaling, Spectral
@@ -17,6 +17,7 @@ __all__ = [
     "Natural",
     "NonFiniteGradientError",
     "OneSide",
+    "Polar",
     "Route",
     "Scaling",
     "Spectral",

@@ -17,9 +17,10 @@ from weingarten.optim.moment import (
     TwoSidedMoment,
     one_sided,
 )
+from weingarten.optim.polar import PolarMoment
 from weingarten.symmetry import Symmetry
 
-__all__ = ["Axes", "BothSides", "Choice", "Eigenbases", "OneSide"]
+__all__ = ["Axes", "BothSides", "Choice", "Eigenbases", "OneSide", "Polar"]
 
 
 class Choice(ABC):
@@ -60,6 +61,24 @@ class OneSide(Choice):
             if min(rows, columns) <= self.max_block
             else None
         )
+
+
+@final
+@dataclass(frozen=True)
+class Polar(Choice):
+    r"""The polar factor of the momentum itself, times the root of the longer side: Muon.
+
+    :class:`OneSide` with the moment of this step's momentum alone, without keeping it: no second moments, no damping. The way to
+    compute it is chosen by :func:`weingarten.optim.polar.polar`. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/;
+    ``Symo(model, 0.02, Polar(), scaling=Spectral())`` has the scale of ``torch.optim.Muon``.
+
+    >>> import torch
+    >>> print(Polar().moment("w", torch.zeros(7, 4)))
+    polar factor of 7 x 4
+    """
+
+    def moment(self, name: str, leaf: Tensor) -> Moment:
+        return PolarMoment(name, leaf)
 
 
 @final
