@@ -35,6 +35,19 @@ def _sides(leaf: Tensor) -> tuple[int, int]:
     return leaf.shape[0], leaf.shape[1:].numel()
 
 
+def _pieces(leaf: Tensor, side: int, max_block: int) -> int | None:
+    """In how many equal pieces a side is split for blocks of at most ``max_block``: along rows, or along the second axis.
+
+    None if it would take pieces of less than a quarter of that: a length with no divisor in between.
+    """
+    length, rest = leaf.shape[side], leaf.shape[2:].numel() if side == 1 else 1
+    for pieces in range(-(-length * rest // max_block), length + 1):
+        if length % pieces == 0:
+            size = length // pieces * rest
+            return pieces if pieces == 1 or 4 * size > max_block else None
+    return None
+
+
 @final
 @dataclass(frozen=True)
 class OneSide(Choice):
@@ -45,22 +58,23 @@ class OneSide(Choice):
     steps it is one-sided Shampoo (https://arxiv.org/abs/1802.09568).
 
     Args:
-        max_block: weights with a longer shorter side go to AdamW. Default 2048, whose root takes about a second on one core.
+        max_block: a longer shorter side is split in equal pieces of at most this length, which are preconditioned each by
+            itself; weights whose side cannot be split go to AdamW. Default 2048, whose root takes about a second on one core.
 
     >>> import torch
     >>> print(OneSide().moment("w", torch.zeros(7, 4)))
     4 x 7
+    >>> print(OneSide(max_block=2).moment("w", torch.zeros(7, 4)))  # two pieces
+    2 x 14
     """
 
     max_block: int = 2048
 
     def moment(self, name: str, leaf: Tensor) -> Moment | None:
         rows, columns = _sides(leaf)
-        return (
-            one_sided(name, leaf, 0 if rows >= columns else 1)
-            if min(rows, columns) <= self.max_block
-            else None
-        )
+        free = 1 if rows >= columns else 0
+        pieces = _pieces(leaf, free, self.max_block)
+        return None if pieces is None else one_sided(name, leaf, 1 - free, pieces=pieces)
 
 
 @final
@@ -89,7 +103,7 @@ class BothSides(Choice):
     Gupta, Koren and Singer 2018, https://arxiv.org/abs/1802.09568.
 
     Args:
-        max_block: weights with a longer side go to AdamW. Default 2048, as in :class:`OneSide`.
+        max_block: longer sides are split in equal pieces of at most this length, as in :class:`OneSide`. Default 2048.
 
     >>> import torch
     >>> print(BothSides().moment("w", torch.zeros(7, 4)))
@@ -99,7 +113,8 @@ class BothSides(Choice):
     max_block: int = 2048
 
     def moment(self, name: str, leaf: Tensor) -> Moment | None:
-        return TwoSidedMoment(name, leaf) if max(_sides(leaf)) <= self.max_block else None
+        rows, columns = (_pieces(leaf, side, self.max_block) for side in (0, 1))
+        return None if rows is None or columns is None else TwoSidedMoment(name, leaf, (rows, columns))
 
 
 @final

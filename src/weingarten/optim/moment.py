@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from weingarten.groups import Rotation
+from weingarten.groups import Action, Rotation, Signs
 from weingarten.operators import gram
 from weingarten.optim.roots import Task
 from weingarten.symmetry import Isotypic, Symmetry
@@ -156,11 +156,22 @@ class OrbitMoment(Moment):
         return ", ".join(f"{b.multiplicity} x {b.dim * b.count}" for b in self.isotypic.blocks.values())
 
 
-def one_sided(name: str, leaf: Tensor, side: int, exponent: float = -0.5, prefix: str = "") -> OrbitMoment:
-    """The moment of a weight, seen as a matrix (rows, all else), with rotations on one side and the other one free."""
-    rest = f"[{leaf.ndim - 1}]" if leaf.ndim > 2 else ""
-    words = f"r{' .' * (leaf.ndim - 1)}" if side == 0 else f". r{rest}"
-    return OrbitMoment(Symmetry.parse({name: words}, r=Rotation()), {name: leaf}, exponent, prefix)
+def one_sided(
+    name: str, leaf: Tensor, side: int, exponent: float = -0.5, prefix: str = "", pieces: int = 1
+) -> OrbitMoment:
+    """The moment of a weight, seen as a matrix (rows, all else), with rotations on one side and the other one free.
+
+    The free side may be split in equal pieces, whose signs flip: that leaves a block for each piece, and none across.
+    """
+    free = ["."] * (1 if side == 1 else leaf.ndim - 1)
+    groups: dict[str, Action] = {"r": Rotation()}
+    if pieces > 1:
+        free[0], groups["s"] = "(s .)", Signs()
+    words = ["r", *free] if side == 0 else [*free, f"r[{leaf.ndim - 1}]"]
+    symmetry = Symmetry.parse(
+        {name: " ".join(words)}, {"s": pieces} if pieces > 1 else None, None, None, **groups
+    )
+    return OrbitMoment(symmetry, {name: leaf}, exponent, prefix)
 
 
 @final
@@ -172,10 +183,15 @@ class TwoSidedMoment(Moment):
     Args:
         name: of the weight; one with more axes than two is seen as (rows, all else).
         leaf: shape, type and device.
+        pieces: in how many the rows and the columns are split, see :func:`one_sided`.
     """
 
-    def __init__(self, name: str, leaf: Tensor) -> None:
-        self.sides = (one_sided(name, leaf, 0, -0.25, "right."), one_sided(name, leaf, 1, -0.25, "left."))
+    def __init__(self, name: str, leaf: Tensor, pieces: tuple[int, int] = (1, 1)) -> None:
+        rows, columns = pieces
+        self.sides = (
+            one_sided(name, leaf, 0, -0.25, "right.", columns),
+            one_sided(name, leaf, 1, -0.25, "left.", rows),
+        )
 
     def init(self) -> State:
         return {key: value for side in self.sides for key, value in side.init().items()}
