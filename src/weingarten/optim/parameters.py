@@ -13,6 +13,8 @@ from weingarten.optim.routes import Route, unwrapped
 
 __all__ = ["check_state", "named_groups", "restored", "saved_by_name", "tied_names"]
 
+_COMPILED = "_orig_mod."  # what torch.compile puts into names
+
 
 def named_groups(params: Any) -> list[dict[str, Any]]:
     """Parameter groups with ``params`` a list of (name, tensor), from a model, named parameters, or groups of them.
@@ -34,13 +36,14 @@ def named_groups(params: Any) -> list[dict[str, Any]]:
                     f"Symo: found a parameter {type(item).__name__} without a name; pass the model or model.named_parameters(), "
                     'in groups as {"params": [(name, tensor), ...]}'
                 )
-            name, p = item
+            name, p = item[0].removeprefix(_COMPILED), item[1]
             if id(p) in owners or name in names:
                 raise ValueError(
                     f"Symo: {name!r} is given twice, or is tied to {owners.get(id(p), name)!r}; pass every tensor once"
                 )
             owners[id(p)] = name
             names.add(name)
+        group["params"] = [(name.removeprefix(_COMPILED), p) for name, p in group["params"]]
     if not owners:
         raise ValueError(
             "Symo: no parameter that requires a gradient; pass a model with trainable parameters"
@@ -67,7 +70,7 @@ def saved_by_name(state_dict: Mapping[str, Any], names: Sequence[str]) -> dict[s
     groups = state_dict["param_groups"]
     ids = [i for group in groups for i in group["params"]]
     saved = [name for group in groups for name in group.get("param_names", ())]
-    if saved != list(names):
+    if [name.replace(_COMPILED, "") for name in saved] != [name.replace(_COMPILED, "") for name in names]:
         raise ValueError(
             f"Symo.load_state_dict: the state is of the parameters {saved}, expected {list(names)} in this order"
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weingarten.matfun import Power, evaluate
 
-__all__ = ["Task", "factorise", "inverse_root", "next_basis"]
+__all__ = ["Task", "due", "factorise", "inverse_root", "next_basis"]
 
 LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 _ATTEMPTS = 6  # damping grows tenfold each time
@@ -32,6 +32,11 @@ class Task:
     moment: Tensor
     target: Tensor
     exponent: float | None
+
+
+def due(step: int, refresh: int) -> bool:
+    """Whether to factorise: every ``refresh`` steps, and at powers of two before the first time, when little has been seen."""
+    return step % refresh == 0 or (step < refresh and step & (step - 1) == 0)
 
 
 def factorise(tasks: Sequence[Task], damping: float) -> int:

@@ -17,7 +17,7 @@ from weingarten.symmetry import Symmetry, infer_symmetry, plan
 from weingarten.symmetry.words import FREE
 from weingarten.tree import Tree
 
-__all__ = ["Chooser", "Route", "architecture", "described", "routes_of", "unwrapped"]
+__all__ = ["Chooser", "Route", "architecture", "described", "routes_of", "state_like", "unwrapped"]
 
 Chooser = Callable[[str, Tensor], Choice | None]
 """From a parameter's name and tensor to its group; None for AdamW."""
@@ -191,3 +191,9 @@ def described(routes: Iterable[Route], shapes: Mapping[str, torch.Size]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def state_like(p: Tensor) -> Tensor:
+    """The parameter's shape and device in the type of its state, without memory of its own."""
+    dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+    return torch.zeros((), dtype=dtype, device=p.device).expand(p.shape)

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from weingarten.optim.choice import Choice
 from weingarten.optim.parameters import check_state, named_groups, restored, saved_by_name, tied_names
-from weingarten.optim.roots import factorise
-from weingarten.optim.routes import Chooser, Route, architecture, described, routes_of
+from weingarten.optim.roots import due, factorise
+from weingarten.optim.routes import Chooser, Route, architecture, described, routes_of, state_like
 from weingarten.optim.scaling import AdamWScale, Scaling
 from weingarten.symmetry import Symmetry
 from weingarten.tree import Tree
 
 __all__ = ["NonFiniteGradientError", "Symo"]
+
+_KEPT = ("damping", "nesterov", "of_momentum", "refresh", "scaling", "skip_nonfinite", "skipped", "raised")
+_PLAN = ("routes", "_group", "_params")
 
 
 class NonFiniteGradientError(ValueError):
@@ -133,7 +136,7 @@ class Symo(torch.optim.Optimizer):
             for group in self.param_groups
             for name, p in zip(group["param_names"], group["params"], strict=True)
         }
-        self.routes = routes_of(symmetry, {name: _state_like(p) for name, p in self._params.items()})
+        self.routes = routes_of(symmetry, {name: state_like(p) for name, p in self._params.items()})
         self._check_routes({} if inferred else tied_names(params))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -192,7 +195,7 @@ class Symo(torch.optim.Optimizer):
         if gradients is None:
             return loss
         routes = [route for route in self.routes if any(name in gradients for name in route.leaves)]
-        moves, due = [], []
+        moves, tasks = [], []
         for route in routes:
             state = self._state(route)
             own = {
@@ -205,9 +208,9 @@ class Symo(torch.optim.Optimizer):
             measured = direction if self.of_momentum and not route.adamw else own
             route.moment.accumulate(state, measured, self._betas(route)[1])
             moves.append((route, state, direction, measured))
-            if _due(state["step"], self.refresh):
-                due += route.moment.tasks(state)
-        self.raised += factorise(due, self.damping)
+            if due(state["step"], self.refresh):
+                tasks += route.moment.tasks(state)
+        self.raised += factorise(tasks, self.damping)
         for route, state, direction, measured in moves:
             route.moment.measure(state, measured, self._betas(route)[1])
             eps = self.param_groups[self._group[route.leaves[0]]]["eps"]
@@ -231,10 +234,14 @@ class Symo(torch.optim.Optimizer):
         """The route's state, with the first parameter; made at the first step."""
         state: dict[str, Any] = self.state[self._params[route.leaves[0]]]
         if not state:
-            state |= {"step": 0, "momentum_weight": 0.0, "square_weight": 0.0} | route.moment.init()
+            state |= {"step": 0, "momentum_weight": 0.0, "square_weight": 0.0}
+            device = self._params[
+                route.leaves[0]
+            ].device  # a trainer may have moved the model since the plan was made
+            state |= restored(route.moment.init(), device)
             for name in route.leaves:
                 p = self._params[name]
-                self.state[p]["momentum"] = torch.zeros_like(p, dtype=_state_like(p).dtype)
+                self.state[p]["momentum"] = torch.zeros_like(p, dtype=state_like(p).dtype)
                 if self.scaling.of_adam and not route.adamw:
                     self.state[p]["square"] = torch.zeros_like(self.state[p]["momentum"])
         state["step"] += 1
@@ -275,7 +282,7 @@ class Symo(torch.optim.Optimizer):
                 raise ValueError(
                     f"Symo.step: the gradient of {name!r} is sparse or complex, expected a dense real one"
                 )
-            found[name] = p.grad.to(_state_like(p).dtype)
+            found[name] = p.grad.to(state_like(p).dtype)
         unused = [name for name, p in self._params.items() if name not in found and p not in self.state]
         if unused:
             raise ValueError(
@@ -312,17 +319,10 @@ class Symo(torch.optim.Optimizer):
             p = self._params[name]
             self.state[p] = restored(state, p.device)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles keep: also the plan, which PyTorch's own leaves out."""
+        return super().__getstate__() | {key: vars(self)[key] for key in (*_KEPT, *_PLAN)}
+
     def __repr__(self) -> str:
         """The plan: every parameter with its route and the blocks of its moment."""
         return described(self.routes, {name: p.shape for name, p in self._params.items()})
-
-
-def _state_like(p: Tensor) -> Tensor:
-    """The parameter's shape and device in the type of its state, without memory of its own."""
-    dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-    return torch.zeros((), dtype=dtype, device=p.device).expand(p.shape)
-
-
-def _due(step: int, refresh: int) -> bool:
-    """Whether to factorise: every ``refresh`` steps, and at powers of two before the first time, when little has been seen."""
-    return step % refresh == 0 or (step < refresh and step & (step - 1) == 0)
