@@ -27,10 +27,10 @@ try:
     from weingarten.applications.clean.rivals import ACCURACY, AUROC
     from weingarten.applications.inspect import Inspection, InspectionError, examine, load
     from weingarten.applications.inspect_figure import draw
-    from weingarten.applications.inspect_optimizer import (
+    from weingarten.applications.inspect_optimizer import plan_optimizer
+    from weingarten.applications.inspect_optimizer_tables import (
         TOKENS,
         cost_table,
-        plan_optimizer,
         routes_table,
         shards_table,
     )
@@ -203,6 +203,9 @@ def inspect(
 def _show_plan(target: str, max_block: int | None, figure: Path | None, ranks: int, tokens: int) -> None:
     if figure is not None:
         raise InspectionError("--figure draws the blocks of an estimate; leave out --plan or --figure")
+    for option, value in (("--ranks", ranks), ("--tokens", tokens)):
+        if value < 1:
+            raise InspectionError(f"{option} is {value}, expected >= 1")
     found = plan_optimizer(*load(target), max_block)
     console = Console(highlight=False, soft_wrap=True)
     for title, columns, rows in (routes_table(found), cost_table(found, tokens), shards_table(found, ranks)):

@@ -22,13 +22,9 @@ from weingarten.optim.cost import (
 from weingarten.optim.routes import Route
 from weingarten.optim.shards import Shard, imbalance, replicated_bytes, sharded_bytes, shards
 
-__all__ = ["TOKENS", "OptimizerPlan", "cost_table", "plan_optimizer", "routes_table", "shards_table"]
+__all__ = ["OptimizerPlan", "RouteKind", "Sharding", "plan_optimizer"]
 
-TOKENS = 500_000
-"""Of one step, by default: half a million, as GPT-2 and GPT-3 of this size were trained with."""
-
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, columns, rows."""
+_SHOWN = 6  # parameters of a route
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,7 @@ class OptimizerPlan:
         gpu: the same where large roots are found by products, as on a GPU.
         refresh: steps between two factorisations.
         itemsize: bytes of one entry of the parameters.
+        outer: embeddings, and matrices of the shape of one, which are heads; Muon leaves them out.
     """
 
     name: str
@@ -73,6 +70,7 @@ class OptimizerPlan:
     gpu: list[StepCost]
     refresh: int
     itemsize: int
+    outer: frozenset[str]
 
     @property
     def size(self) -> int:
@@ -95,20 +93,21 @@ class OptimizerPlan:
 
     def _kind(self, places: list[int]) -> RouteKind:
         route = self.routes[places[0]]
-        names = [_starred(name) if len(places) > 1 else name for name in route.leaves]
+        several = len(places) > 1 or len(route.leaves) > _SHOWN
+        names = list(dict.fromkeys(_starred(name) if several else name for name in route.leaves))
+        shapes = [" x ".join(map(str, self.shapes[name])) or "scalar" for name in route.leaves]
         return RouteKind(
             len(places),
             "AdamW" if route.adamw else "block",
-            _shortened(names),
-            ", ".join(" x ".join(map(str, self.shapes[name])) or "scalar" for name in route.leaves),
+            _shortened(names[:_SHOWN]) + _more(route.leaves),
+            ", ".join(shapes[:_SHOWN]) + _more(route.leaves),
             "" if route.adamw else _blocks(route),
             total([self.costs[i] for i in places]),
         )
 
     def compared(self) -> dict[str, StepCost]:
-        """Symo, and others on the same model; Muon steps the matrices that are in Symo's blocks, and AdamW the rest."""
-        inside = {name for route in self.routes if not route.adamw for name in route.leaves}
-        muon = {name for name in inside if len(self.shapes[name]) > 1}
+        """Symo, and others on the same model: Muon with AdamW for ``outer`` parameters and vectors, SOAP and AdamW for all."""
+        muon = {name for name, shape in self.shapes.items() if len(shape) > 1} - self.outer
         shapes = self.shapes.items()
         return {
             "Symo": total(self.costs),
@@ -119,23 +118,15 @@ class OptimizerPlan:
         }
 
     def backward(self, tokens: int) -> float:
-        """``6 * parameters * tokens``: flops of a forward and a backward pass (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361).
-
-        Raises:
-            InspectionError: if ``tokens`` is less than one.
-        """
-        if tokens < 1:
-            raise InspectionError(f"--tokens is {tokens}, expected >= 1")
+        """``6 * parameters * tokens``: flops of a forward and a backward pass (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361)."""
         return 6.0 * self.size * tokens
 
     def shards(self, ranks: int) -> Sharding:
         """Whole routes over ranks.
 
         Raises:
-            InspectionError: if ``ranks`` is less than one.
+            ValueError: if ``ranks`` is less than one.
         """
-        if ranks < 1:
-            raise InspectionError(f"--ranks is {ranks}, expected >= 1")
         parts = shards(self.costs, ranks)
         blocks = total([c for c, route in zip(self.costs, self.routes, strict=True) if not route.adamw])
         return Sharding(
@@ -201,84 +192,22 @@ def plan_optimizer(model: nn.Module, inputs: Any, max_block: int | None = None) 
         route_costs(optimizer, gpu=True),
         optimizer.refresh,
         max(p.element_size() for p in params.values()),
+        _outer(model),
     )
 
 
-def routes_table(found: OptimizerPlan) -> Table:
-    """One line for each kind of route."""
-    columns = [
-        "",
-        "route",
-        "parameters",
-        "shapes",
-        "blocks: columns x dimensions",
-        "Gflop / step",
-        "state MB",
-    ]
-    rows = [
-        [
-            f"{kind.count} x",
-            kind.label,
-            kind.leaves,
-            kind.shapes,
-            kind.moment,
-            _number(kind.cost.flops / 1e9),
-            _number(kind.cost.state / 1e6),
-        ]
-        for kind in found.kinds()
-    ]
-    return f"{found.name}: {found.size:,} parameters, {len(found.routes)} routes", columns, rows
-
-
-def cost_table(found: OptimizerPlan, tokens: int) -> Table:
-    """Symo next to the others, and next to the forward and backward pass."""
-    backward = found.backward(tokens)
-    columns = [
-        "optimizer",
-        "products",
-        "factorised",
-        "entrywise",
-        "Gflop / step",
-        "of the pass",
-        "state MB",
-        "moved MB",
-    ]
-    rows = [
-        [
-            name,
-            *(_number(x / 1e9) for x in (cost.products, cost.factorise, cost.entrywise, cost.flops)),
-            f"{cost.flops / backward:.3%}",
-            _number(cost.state / 1e6),
-            _number(cost.traffic / 1e6),
-        ]
-        for name, cost in found.compared().items()
-    ]
-    pass_ = f"forward and backward pass of {tokens:,} tokens, 6 flops a parameter and token: {backward / 1e12:,.0f} Tflop"
-    return f"one step; {pass_}; factorised every {found.refresh} steps", columns, rows
-
-
-def shards_table(found: OptimizerPlan, ranks: int) -> Table:
-    """What ranks do and keep, and what they receive."""
-    split = found.shards(ranks)
-    columns = ["of a rank", "largest", "mean", "largest / mean"]
-    flops, state = ([f(s.cost) for s in split.parts] for f in (lambda c: c.flops, lambda c: c.state))
-    rows = [
-        ["Gflop / step", _number(max(flops) / 1e9), _number(sum(flops) / ranks / 1e9), f"{split.flops:.2f}"],
-        ["state MB", _number(max(state) / 1e6), _number(sum(state) / ranks / 1e6), f"{split.state:.2f}"],
-        ["received MB / step, DDP", "", _number(split.replicated / 1e6), ""],
-        ["received MB / step, FSDP2", "", _number(split.cut / 1e6), ""],
-    ]
-    return f"whole routes over {ranks} ranks", columns, rows
-
-
-def _number(x: float) -> str:
-    """Three digits where that is short."""
-    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+def _outer(model: nn.Module) -> frozenset[str]:
+    shapes = {m.weight.shape for m in model.modules() if isinstance(m, nn.Embedding)}
+    return frozenset(name for name, p in model.named_parameters() if p.shape in shapes)
 
 
 def _starred(name: str) -> str:
     """``h.3.attn.weight`` as ``h.*.attn.weight``."""
     return ".".join("*" if word.isdecimal() else word for word in name.split("."))
+
+
+def _more(leaves: tuple[str, ...]) -> str:
+    return f" and {len(leaves) - _SHOWN} more" if len(leaves) > _SHOWN else ""
 
 
 def _shortened(names: list[str]) -> str:
