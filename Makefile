@@ -46,12 +46,14 @@ bench: $(VENV)/.bench ## reproduce every table and figure of the benchmarks, wit
 	$(BIN)/python -m benchmarks.hypergradient --json benchmarks/results/hypergradient.json $(ARGS)
 	$(BIN)/python -m benchmarks.secant --json benchmarks/results/secant.json --figures benchmarks/results $(ARGS)
 	$(BIN)/python -m benchmarks.orbit_cost --json benchmarks/results/orbit_cost.json $(ARGS)
+	$(BIN)/python -m benchmarks.optimizer_cost --json benchmarks/results/optimizer_cost.json $(ARGS)
 	$(BIN)/python -m benchmarks.kfac --json benchmarks/results/kfac.json $(ARGS)
 
 bench-quick: $(VENV)/.bench ## the same figures from fewer repetitions, one to two minutes each
 	$(BIN)/python -m benchmarks.hypergradient --quick $(ARGS)
 	$(BIN)/python -m benchmarks.secant --quick $(ARGS)
 	$(BIN)/python -m benchmarks.orbit_cost --quick $(ARGS)
+	$(BIN)/python -m benchmarks.optimizer_cost --quick $(ARGS)
 	$(BIN)/python -m benchmarks.kfac --quick $(ARGS)
 
 clean: ## remove the environment, runs, caches and build products; keep benchmarks/results

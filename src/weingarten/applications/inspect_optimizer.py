@@ -19,7 +19,7 @@ from weingarten.optim.cost import (
     soap_cost,
     total,
 )
-from weingarten.optim.routes import Route
+from weingarten.optim.routes import Route, unwrapped
 from weingarten.optim.shards import Shard, imbalance, replicated_bytes, sharded_bytes, shards
 
 __all__ = ["OptimizerPlan", "RouteKind", "Sharding", "plan_optimizer"]
@@ -60,7 +60,7 @@ class OptimizerPlan:
         gpu: the same where large roots are found by products, as on a GPU.
         refresh: steps between two factorisations.
         itemsize: bytes of one entry of the parameters.
-        outer: embeddings, and matrices of the shape of one, which are heads; Muon leaves them out.
+        outer: embeddings, and matrices of the shape of the largest one, which are heads; Muon leaves them out.
     """
 
     name: str
@@ -183,22 +183,25 @@ def plan_optimizer(model: nn.Module, inputs: Any, max_block: int | None = None) 
         optimizer = Symo(model, example_inputs=inputs, max_block=max_block)
     except ValueError as error:
         raise InspectionError(str(error)) from error
-    params: Mapping[str, torch.Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    inner = unwrapped(model)
+    params: Mapping[str, torch.Tensor] = {n: p for n, p in inner.named_parameters() if p.requires_grad}
     return OptimizerPlan(
-        type(model).__name__,
+        type(inner).__name__,
         optimizer.routes,
         {name: p.shape for name, p in params.items()},
         route_costs(optimizer),
         route_costs(optimizer, gpu=True),
         optimizer.refresh,
         max(p.element_size() for p in params.values()),
-        _outer(model),
+        _outer(inner),
     )
 
 
 def _outer(model: nn.Module) -> frozenset[str]:
-    shapes = {m.weight.shape for m in model.modules() if isinstance(m, nn.Embedding)}
-    return frozenset(name for name, p in model.named_parameters() if p.shape in shapes)
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    largest = max((table.shape for table in tables), default=None)
+    known = {id(table) for table in tables}
+    return frozenset(name for name, p in model.named_parameters() if id(p) in known or p.shape == largest)
 
 
 def _starred(name: str) -> str:

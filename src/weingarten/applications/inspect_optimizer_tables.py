@@ -56,7 +56,7 @@ def cost_table(found: OptimizerPlan, tokens: int) -> Table:
         [
             name,
             *(_number(x / 1e9) for x in (cost.products, cost.factorise, cost.entrywise, cost.flops)),
-            f"{cost.flops / backward:.3%}",
+            f"{_number(100 * cost.flops / backward)} %",
             _number(cost.state / 1e6),
             _number(cost.traffic / 1e6),
         ]
