@@ -47,6 +47,7 @@ bench: $(VENV)/.bench ## reproduce every table and figure of the benchmarks, wit
 	$(BIN)/python -m benchmarks.secant --json benchmarks/results/secant.json --figures benchmarks/results $(ARGS)
 	$(BIN)/python -m benchmarks.orbit_cost --json benchmarks/results/orbit_cost.json $(ARGS)
 	$(BIN)/python -m benchmarks.width_transfer --json benchmarks/results/width_transfer.json $(ARGS)
+	$(BIN)/python -m benchmarks.optimizer_cost --json benchmarks/results/optimizer_cost.json $(ARGS)
 	$(BIN)/python -m benchmarks.kfac --json benchmarks/results/kfac.json $(ARGS)
 
 bench-quick: $(VENV)/.bench ## the same figures from fewer repetitions, one to two minutes each
@@ -54,6 +55,7 @@ bench-quick: $(VENV)/.bench ## the same figures from fewer repetitions, one to t
 	$(BIN)/python -m benchmarks.secant --quick $(ARGS)
 	$(BIN)/python -m benchmarks.orbit_cost --quick $(ARGS)
 	$(BIN)/python -m benchmarks.width_transfer --quick $(ARGS)
+	$(BIN)/python -m benchmarks.optimizer_cost --quick $(ARGS)
 	$(BIN)/python -m benchmarks.kfac --quick $(ARGS)
 
 clean: ## remove the environment, runs, caches and build products; keep benchmarks/results

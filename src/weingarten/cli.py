@@ -27,6 +27,13 @@ try:
     from weingarten.applications.clean.rivals import ACCURACY, AUROC
     from weingarten.applications.inspect import Inspection, InspectionError, examine, load
     from weingarten.applications.inspect_figure import draw
+    from weingarten.applications.inspect_optimizer import plan_optimizer
+    from weingarten.applications.inspect_optimizer_tables import (
+        TOKENS,
+        cost_table,
+        routes_table,
+        shards_table,
+    )
     from weingarten.bilevel import METHODS, CheckpointError
     from weingarten.solvers import DivergenceError
 except ModuleNotFoundError as missing:
@@ -156,12 +163,27 @@ def inspect(
             help="A function without arguments that returns (model, example_inputs), or a model with that attribute.",
         ),
     ],
-    max_block: Annotated[int, typer.Option(help="Largest block of an estimate.")] = 1024,
+    max_block: Annotated[
+        int | None,
+        typer.Option(help="Largest block (default: 1024 of an estimate; Symo's own with --plan)."),
+    ] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the blocks to this PNG or SVG file.")] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Show instead what the optimiser Symo would do, and what it costs."),
+    ] = False,
+    ranks: Annotated[int, typer.Option(help="With --plan: how many ranks share the blocks.")] = 8,
+    tokens: Annotated[int, typer.Option(help="With --plan: tokens of a step.")] = TOKENS,
 ) -> None:
-    """Show the symmetry of a model, what bounds it, and which curvature it allows at which cost."""
+    """Show the symmetry of a model, what bounds it, and which curvature it allows at which cost.
+
+    The model may be on the meta device, where it takes no memory.
+    """
     try:
-        found = examine(*load(target), max_block)
+        if plan:
+            _show_plan(target, max_block, figure, ranks, tokens)
+            return
+        found = examine(*load(target), 1024 if max_block is None else max_block)
         if figure is not None:
             draw(found, figure)
     except (InspectionError, OSError) as error:
@@ -176,6 +198,21 @@ def inspect(
     )
     if figure is not None:
         console.print(f"Figure: {figure}")
+
+
+def _show_plan(target: str, max_block: int | None, figure: Path | None, ranks: int, tokens: int) -> None:
+    if figure is not None:
+        raise InspectionError("--figure draws the blocks of an estimate; leave out --plan or --figure")
+    for option, value in (("--ranks", ranks), ("--tokens", tokens)):
+        if value < 1:
+            raise InspectionError(f"{option} is {value}, expected >= 1")
+    found = plan_optimizer(*load(target), max_block)
+    console = Console(highlight=False, soft_wrap=True)
+    for title, columns, rows in (routes_table(found), cost_table(found, tokens), shards_table(found, ranks)):
+        table = _plain(title, *columns)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
 
 
 def _inspection_tables(found: Inspection) -> list[Table]:

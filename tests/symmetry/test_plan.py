@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,6 +12,7 @@ import weingarten as wg
 from tests.cases import generator
 from weingarten.symmetry import Isotypic, Symmetry, plan
 from weingarten.symmetry.describe import cost_of
+from weingarten.symmetry.plan import _uncoupled
 
 
 def zeros(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
@@ -181,3 +184,49 @@ def test_refused():
     square = Symmetry.parse({"w": "h h"}, params=zeros(w=(5, 5)), h=wg.Permutation())
     with pytest.raises(ValueError, match=r"a block of 3 columns, more than 2"):
         plan(square, 2)
+
+
+def uncoupled_one_by_one(symmetry, max_block):
+    """As ``plan`` says it: all kinds anew after each part that gets a cluster of its own."""
+    while True:
+        blocks = Isotypic(symmetry, {k: torch.zeros(s) for k, s in symmetry.shapes.items()}).blocks.values()
+        wide = [b for b in blocks if b.multiplicity > max_block and len(b.columns) > 1]
+        if not wide:
+            return symmetry
+        columns = wide[0].columns
+        widest = max(columns, key=lambda key: columns[key].stop - columns[key].start)
+        parts = [replace(p, cluster=f"{p.key} alone") if p.key == widest else p for p in symmetry.parts]
+        symmetry = replace(symmetry, parts=tuple(parts))
+
+
+@pytest.mark.parametrize("freed", [(), ("res",), ("qk0", "ff0")])
+@pytest.mark.parametrize("max_block", [16, 17, 24, 32, 33, 50, 100])
+def test_parts_are_uncoupled_as_one_by_one(freed, max_block):
+    symmetry = gpt()[0].drop(*freed) if freed else gpt()[0]
+    current = symmetry.by_component()
+    expected = uncoupled_one_by_one(current, max_block)
+    assert [p.cluster for p in _uncoupled(current, max_block).parts] == [p.cluster for p in expected.parts]
+
+
+def test_work_grows_with_the_layers_and_not_faster(monkeypatch):
+    """Each layer adds names to try, and a trial looks at all kinds equally often, however many parts it uncouples."""
+    calls, original = [], Symmetry.kinds
+    monkeypatch.setattr(Symmetry, "kinds", lambda *args: calls.append(1) or original(*args))
+    counts = []
+    for layers in (2, 4, 8):
+        symmetry = gpt(layers)[0]
+        calls.clear()
+        plan(symmetry, max_block=24)
+        counts.append(len(calls))
+    assert counts[2] - counts[1] == pytest.approx(2 * (counts[1] - counts[0]), rel=0.1)
+
+
+def test_parts_that_overlap_in_a_corner_are_found():
+    whole = {"w[0:3,0:4]": ". .", "w[3:5,0:4]": "h .", "w[0:5,4:6]": ". k"}
+    params = zeros(w=(5, 6))
+    groups = {"h": wg.Permutation(), "k": wg.Permutation()}
+    assert len(Symmetry.parse(whole, params=params, **groups).parts) == 3
+    overlapping = {**whole, "w[0:5,3:6]": ". k"}
+    del overlapping["w[0:5,4:6]"]
+    with pytest.raises(ValueError, match=r"cover entries of 'w' \[1, 2\] times"):
+        Symmetry.parse(overlapping, params=params, **groups)

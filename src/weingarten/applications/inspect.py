@@ -16,7 +16,7 @@ from weingarten.objective import curvature_pass
 from weingarten.symmetry import Inference, Isotypic, Plan, explain_symmetry, plan
 from weingarten.tree import Tree, detach
 
-__all__ = ["Inspection", "InspectionError", "examine", "load"]
+__all__ = ["Inspection", "InspectionError", "examine", "load", "try_out"]
 
 
 class InspectionError(ValueError):
@@ -129,7 +129,7 @@ def examine(model: nn.Module, inputs: Any, max_block: int = 1024) -> Inspection:
     if not trainable:
         raise InspectionError(f"the {type(model).__name__} has no trainable parameter")
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    _try_out(model, inputs)
+    try_out(model, inputs)
     try:
         inference = explain_symmetry(model, inputs)
         chosen = plan(inference.symmetry, max_block)
@@ -138,8 +138,14 @@ def examine(model: nn.Module, inputs: Any, max_block: int = 1024) -> Inspection:
     return Inspection(type(model).__name__, detach(trainable), frozen, inference, chosen)
 
 
-def _try_out(model: nn.Module, inputs: Any) -> None:
-    """A plain call says what is wrong more clearly than a trace."""
+def try_out(model: nn.Module, inputs: Any) -> None:
+    """Call the model once, which says what is wrong more clearly than a trace; on the meta device there is nothing to call.
+
+    Raises:
+        InspectionError: if it fails.
+    """
+    if any(p.is_meta for p in model.parameters()):
+        return  # models may look at values, such as masks; torch.export traces them all the same
     args: Any = (
         () if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple | list) else (inputs,)
     )

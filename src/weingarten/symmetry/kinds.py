@@ -78,8 +78,11 @@ class Kinds:
         self, parts: Sequence[Part], groups: Mapping[str, Action], sizes: Mapping[str, int], params: TreeLike
     ) -> None:
         self.parts, self.groups = tuple(parts), groups
-        for leaf in dict.fromkeys(part.leaf for part in parts):
-            _check_cover(leaf, parts, params)
+        by_leaf: dict[str, list[Part]] = {}
+        for part in parts:
+            by_leaf.setdefault(part.leaf, []).append(part)
+        for leaf, mine in by_leaf.items():
+            _check_cover(leaf, mine, params)
         self.sizes = dict(sizes)
         simple = sorted(parts, key=lambda part: max((len(word.atoms) for word in part.words), default=0))
         found = {
@@ -124,22 +127,26 @@ class Kinds:
         return [((part.cluster, key), kinds) for key, kinds in found]
 
     def _find_blocks(self) -> dict[KindKey, KindBlock]:
-        blocks: dict[KindKey, KindBlock] = {}
+        columns: dict[KindKey, dict[str, slice]] = {}
+        nontrivial: dict[KindKey, list[Kind]] = {}
+        widths: dict[KindKey, int] = {}
         for part in self.parts:
             free = prod(self.arranged[part.key].free)
             for key, kinds in self.of(part):
-                nontrivial = [kind for kind in kinds if kind.label != TRIVIAL]
-                old = blocks.get(key)
-                columns, start = ({}, 0) if old is None else (old.columns, old.multiplicity)
-                stop = start + prod(kind.copies for kind in kinds) * free
-                blocks[key] = KindBlock(
-                    dim=prod(kind.dim for kind in nontrivial),
-                    length=prod(kind.length for kind in nontrivial),
-                    count=prod(kind.count for kind in nontrivial),
-                    columns=columns | {part.key: slice(start, stop)},
-                    multiplicity=stop,
-                )
-        return blocks
+                nontrivial[key] = [kind for kind in kinds if kind.label != TRIVIAL]
+                start = widths.get(key, 0)
+                widths[key] = start + prod(kind.copies for kind in kinds) * free
+                columns.setdefault(key, {})[part.key] = slice(start, widths[key])
+        return {
+            key: KindBlock(
+                dim=prod(kind.dim for kind in kinds),
+                length=prod(kind.length for kind in kinds),
+                count=prod(kind.count for kind in kinds),
+                columns=columns[key],
+                multiplicity=widths[key],
+            )
+            for key, kinds in nontrivial.items()
+        }
 
 
 def _axis_of(part: Part, atom: int) -> int:
@@ -153,10 +160,10 @@ def _axis_of(part: Part, atom: int) -> int:
     return first
 
 
-def _check_cover(leaf: str, parts: Sequence[Part], params: TreeLike) -> None:
+def _check_cover(leaf: str, mine: Sequence[Part], params: TreeLike) -> None:
+    """Whether the parts of a leaf cover each of its entries once."""
     if leaf not in params:
         raise ValueError(f"Symmetry: leaf {leaf!r} is not among the parameters {list(params)}")
-    mine = [part for part in parts if part.leaf == leaf]
     for part in mine:
         if len(part.index) > params[leaf].ndim:
             raise ValueError(
@@ -164,14 +171,28 @@ def _check_cover(leaf: str, parts: Sequence[Part], params: TreeLike) -> None:
             )
     if len(mine) == 1 and not mine[0].index:
         return
-    cover = torch.zeros(params[leaf].shape, dtype=torch.int8)
-    for part in mine:
-        cover[part.index] += 1
-    if not (cover == 1).all():
-        times = sorted(set(cover.flatten().tolist()))
+    times = sorted(_times_covered([part.index for part in mine], tuple(params[leaf].shape)))
+    if times not in ([1], []):
         raise ValueError(
             f"Symmetry: the parts {[part.key for part in mine]} cover entries of {leaf!r} {times} times, expected once each"
         )
+
+
+def _times_covered(indices: Sequence[tuple[slice, ...]], shape: tuple[int, ...]) -> set[int]:
+    """How often slices cover the entries of a shape, seen on the grid of boxes that their ends cut it into."""
+    bounds = [
+        [slice(None).indices(n), *(i[axis].indices(n) for i in indices if axis < len(i))]
+        for axis, n in enumerate(shape)
+    ]
+    cuts = [sorted({end for first, last, _ in found for end in (first, last)}) for found in bounds]
+    cover = torch.zeros([len(ends) - 1 for ends in cuts], dtype=torch.int64)
+    for index in indices:
+        boxes = []
+        for ends, n, piece in zip(cuts, shape, index, strict=False):
+            first, last, _ = piece.indices(n)
+            boxes.append(slice(ends.index(first), ends.index(last)))
+        cover[tuple(boxes)] += 1
+    return set(cover.flatten().tolist())
 
 
 def _arrange(atoms: list[str], lengths: list[int]) -> Arrangement:

@@ -74,8 +74,10 @@ def plan(symmetry: Symmetry, max_block: int = 1024, max_cost: float | None = Non
     names, reasons = list(symmetry.names()), dict[str, str]()
     while names:
         tried, reasons = _tried(current, names, max_block)
-        costs = {name: cost_of(_blocks(found)) for name, found in tried.items()}
-        gains = {name: _entries(found) - _entries(current) for name, found in tried.items()}
+        blocks = {name: _blocks(found) for name, found in tried.items()}
+        costs = {name: cost_of(found) for name, found in blocks.items()}
+        before = _entries(_blocks(current))
+        gains = {name: _entries(found) - before for name, found in blocks.items()}
         reasons |= {
             n: _excess(c, max_block, max_cost) or ("" if gains[n] > 0 else "a coarser estimate")
             for n, c in costs.items()
@@ -133,10 +135,10 @@ def _blocks(symmetry: Symmetry) -> dict[KindKey, KindBlock]:
     return _kinds(symmetry).blocks
 
 
-def _entries(symmetry: Symmetry) -> int:
+def _entries(blocks: dict[KindKey, KindBlock]) -> int:
     """How many entries of the matrix, in isotypic coordinates, a kept group estimates; diagonals and free leaves do not count."""
     total = 0
-    for (_, kinds), block in _blocks(symmetry).items():
+    for (_, kinds), block in blocks.items():
         if kinds and not any(name.startswith(_SIGNS) for name, _ in kinds):
             total += block.count * block.dim * block.multiplicity**2
     return total
@@ -158,22 +160,31 @@ def _fitted(symmetry: Symmetry, max_block: int) -> Symmetry:
         if prod(arranged[part.key].free) > max_block:
             current = _diagonal(current, part)
     current = current.by_component()
-    while True:
-        wide = [
-            block
-            for block in _blocks(current).values()
-            if block.multiplicity > max_block and len(block.columns) > 1
-        ]
-        if not wide:
-            return current
-        columns = wide[0].columns
-        largest = max(columns, key=lambda key: columns[key].stop - columns[key].start)
-        current = replace(
-            current,
-            parts=tuple(
-                replace(p, cluster=f"{p.key} alone") if p.key == largest else p for p in current.parts
-            ),
-        )
+    return _uncoupled(current, max_block)
+
+
+def _uncoupled(symmetry: Symmetry, max_block: int) -> Symmetry:
+    """The widest part of a block that is too wide gets a cluster of its own, until no block of several parts is too wide."""
+    widths = {
+        key: {part: piece.stop - piece.start for part, piece in block.columns.items()}
+        for key, block in _blocks(symmetry).items()
+    }
+    place = {part.key: i for i, part in enumerate(symmetry.parts)}
+    wide = {key for key, found in widths.items() if sum(found.values()) > max_block}
+    holds: dict[str, list[KindKey]] = {}
+    for key in wide:
+        for part_key in widths[key]:
+            holds.setdefault(part_key, []).append(key)
+    order = {key: i for i, key in enumerate(widths)}
+    alone: set[str] = set()
+    while wide := {k for k in wide if len(widths[k]) > 1 and sum(widths[k].values()) > max_block}:
+        first = min(wide, key=lambda k: (min(place[part] for part in widths[k]), order[k]))
+        largest = max(widths[first], key=widths[first].__getitem__)
+        alone.add(largest)
+        for key in holds[largest]:
+            del widths[key][largest]
+    parts = tuple(replace(p, cluster=f"{p.key} alone") if p.key in alone else p for p in symmetry.parts)
+    return replace(symmetry, parts=parts)
 
 
 def _diagonal(symmetry: Symmetry, part: Part) -> Symmetry:

@@ -139,13 +139,18 @@ class Symmetry:
     def by_component(self) -> Symmetry:
         """Couple only parts that are connected by shared names; drops no more than cross entries of invariant coordinates."""
         owner = {part.key: part.key for part in self.parts}
-        for name in self.names():
-            carrying = {
-                owner[part.key] for part in self.parts if any(name in word.atoms for word in part.words)
-            }
-            target = min(carrying)
-            owner = {key: target if root in carrying else root for key, root in owner.items()}
-        return self._with(tuple(replace(part, cluster=owner[part.key]) for part in self.parts))
+        carriers: dict[str, str] = {}
+
+        def root(key: str) -> str:
+            while owner[key] != key:
+                owner[key] = key = owner[owner[key]]
+            return key
+
+        for part in self.parts:
+            for atom in {atom for word in part.words for atom in word.atoms} - {FREE}:
+                ends = sorted((root(part.key), root(carriers.setdefault(atom, part.key))))
+                owner[ends[1]] = ends[0]
+        return self._with(tuple(replace(part, cluster=root(part.key)) for part in self.parts))
 
     def restrict(self, leaves: Iterable[str]) -> Symmetry:
         """Only these parameters.
