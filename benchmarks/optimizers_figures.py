@@ -27,7 +27,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "muon": {"color": "#9467bd", "marker": "D"},
     "symo": {"color": "#d1495b", "marker": "s"},
 }
-SECONDS = 2.5  # panels against time end at this multiple of AdamW's
+FIRST_SECONDS = 0.05  # panels against time begin at this share of AdamW's
 SKIPPED = 0.2  # panels begin at the loss of the slowest method after this share of the steps
 
 
@@ -55,32 +55,44 @@ def _spread(curves: Sequence[Sequence[float]]) -> tuple[list[float], list[float]
     ]
 
 
+def _lines(row: Any, methods: dict[str, list[dict[str, Any]]]) -> None:
+    """All methods in both panels of a workload, which begin where the slowest one is after a fifth of its steps."""
+    tops, bottoms, ends = [], [], {}
+    for key in (key for key in STYLES if key in methods):
+        records = methods[key]
+        means, errors = _spread([r["curve"]["loss"] for r in records])
+        seconds, _ = _spread([seconds_axis(r) for r in records])
+        tops.append(means[round(SKIPPED * len(means))])
+        bottoms.append(min(means))
+        ends[key] = seconds[-1]
+        color = STYLES[key]["color"]
+        for axes, places in zip(row, (records[0]["curve"]["step"], seconds), strict=True):
+            axes.plot(places, means, color=color, label=METHODS[key].title, linewidth=1.3)
+            low, high = zip(*((m - e, m + e) for m, e in zip(means, errors, strict=True)), strict=True)
+            axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
+            if key == "adamw":
+                axes.axhline(means[-1], color=color, linewidth=0.8, linestyle=":")
+    if ends:
+        room = 0.05 * (max(tops) - min(bottoms))
+        row[0].set_ylim(min(bottoms) - room, max(tops) + room)
+        row[1].set_ylim(row[0].get_ylim())
+        _logarithmic(row[1], FIRST_SECONDS * ends.get("adamw", min(ends.values())), 1.1 * max(ends.values()))
+
+
+def _logarithmic(axes: Any, first: float, last: float) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(first, last)
+    ticks = [m * 10.0**k for k in range(-2, 5) for m in (1, 2, 5) if first <= m * 10.0**k <= last]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
 def curves(details: dict[str, Any], path: Path) -> None:
     """A row for each workload: against steps, and against CPU-seconds; means over seeds with standard errors."""
     found = details["trials"]
     figure, grid = _figure(len(found), 2, (10.5, 2.9 * len(found)))
     for row, (name, methods) in zip(grid, found.items(), strict=True):
-        sound = {k: rs for k, rs in methods.items() if k in STYLES and not any(r["diverged"] for r in rs)}
-        tops = []
-        for key in (key for key in STYLES if key in sound):
-            means, errors = _spread([r["curve"]["loss"] for r in sound[key]])
-            steps = sound[key][0]["curve"]["step"]
-            seconds, _ = _spread([seconds_axis(r) for r in sound[key]])
-            tops.append(means[round(SKIPPED * len(means))])
-            for axes, places in zip(row, (steps, seconds), strict=True):
-                style = STYLES[key] | {"label": METHODS[key].title, "linewidth": 1.3, "markersize": 3}
-                axes.plot(places, means, **style)
-                low, high = zip(*((m - e, m + e) for m, e in zip(means, errors, strict=True)), strict=True)
-                axes.fill_between(places, low, high, color=style["color"], alpha=0.2, linewidth=0)
-            if key == "adamw":
-                for axes in row:
-                    axes.axhline(means[-1], color="#777777", linewidth=0.8, linestyle=":")
-                row[1].set_xlim(0, SECONDS * seconds[-1])
-        bottom = min((min(line.get_ydata()) for line in row[0].lines), default=0.0)
-        if tops:
-            room = 0.05 * (max(tops) - bottom)
-            for axes in row:
-                axes.set_ylim(bottom - room, max(tops) + room)
+        _lines(row, {k: rs for k, rs in methods.items() if not any(r["diverged"] for r in rs)})
         for axes, label in zip(row, ("steps", "CPU-seconds"), strict=True):
             _dress(axes, WORKLOADS[name].title)
             axes.set_xlabel(label)
