@@ -24,6 +24,8 @@ PACKAGES = (
     "laplace-torch",
     "asdfghjkl",
     "backpack-for-pytorch",
+    "pytorch-optimizer",
+    "mlxtend",
 )
 
 

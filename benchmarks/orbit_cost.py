@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.character_gpt import CONTEXT, GPT
 from benchmarks.environment import report
 from weingarten.operators import Commutant, gram
 from weingarten.symmetry import Isotypic, Plan, infer_symmetry, plan
@@ -29,34 +30,7 @@ SUMS = {
     "gather, Gram and scatter": ("gather", "Gram", "scatter"),
     "estimate and apply": ("estimate", "apply"),
 }
-LAYERS, WIDTH, HEADS, CONTEXT, BATCH, CHARACTERS = 4, 128, 4, 128, 16, 65
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.before, self.between = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.before(x)
-        q, k, v = (f(y).unflatten(-1, (HEADS, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.o(mixed.transpose(1, 2).flatten(2))
-        return x + self.down(functional.gelu(self.up(self.between(x))))
-
-
-class GPT(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.token, self.place = nn.Embedding(CHARACTERS, WIDTH), nn.Embedding(CONTEXT, WIDTH)
-        self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
-        self.last, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CHARACTERS, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.token(tokens) + self.place(torch.arange(tokens.shape[1]))
-        return self.head(self.last(self.blocks(x)))
+BATCH, CHARACTERS = 16, 65
 
 
 def clock(call: Callable[[], Any]) -> float:
@@ -71,7 +45,7 @@ class Case:
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         torch.manual_seed(0)
-        self.model = GPT()
+        self.model = GPT(CHARACTERS)
         self.tokens = torch.randint(CHARACTERS, (BATCH, CONTEXT), generator=generator)
         self.targets = torch.randint(CHARACTERS, (BATCH, CONTEXT), generator=generator)
         self.infer_seconds = clock(self.infer)
