@@ -240,7 +240,7 @@ def test_eigenbases_is_soap(refresh, longest, names):
                 q = state[f"q{side}"]
                 if len(new) <= longest and due(t, refresh):
                     state[f"q{side}"] = (
-                        torch.linalg.eigh(state[side])[1]
+                        torch.linalg.eigh(state[side])[1].flip(-1)
                         if q is None
                         else torch.linalg.qr(state[side] @ q)[0]
                     )

@@ -1,5 +1,6 @@
 """Optimisers from the symmetry of the loss."""
 
+from weingarten.optim.adapted import Adapted
 from weingarten.optim.choice import Axes, BothSides, Choice, Eigenbases, OneSide, Polar
 from weingarten.optim.moment import Moment
 from weingarten.optim.routes import Route, architecture
@@ -8,6 +9,7 @@ from weingarten.optim.symo import NonFiniteGradientError, Symo
 
 __all__ = [
     "AdamWScale",
+    "Adapted",
     "Axes",
     "BothSides",
     "Choice",

@@ -9,8 +9,8 @@ from typing import final
 from torch import Tensor
 
 from weingarten.groups import Action, Signs
+from weingarten.optim.eigenbases import EigenbasisMoment, Frame
 from weingarten.optim.moment import (
-    EigenbasisMoment,
     EntryMoment,
     Moment,
     OrbitMoment,
@@ -126,6 +126,7 @@ class Eigenbases(Choice):
 
     Args:
         max_block: a longer side keeps its own basis; weights with two longer sides go to AdamW. Default 2048.
+        carry: whether the spectrum is carried along when a basis turns, see :class:`EigenbasisMoment`. Default False, as in SOAP.
 
     >>> import torch
     >>> print(Eigenbases(max_block=5).moment("w", torch.zeros(7, 4)))
@@ -133,9 +134,12 @@ class Eigenbases(Choice):
     """
 
     max_block: int = 2048
+    carry: bool = False
 
     def moment(self, name: str, leaf: Tensor) -> Moment | None:
-        return EigenbasisMoment(name, leaf, self.max_block) if min(_sides(leaf)) <= self.max_block else None
+        shape = _sides(leaf)
+        blocks = tuple(int(side <= self.max_block) for side in shape)
+        return EigenbasisMoment(name, leaf, [Frame(shape, blocks)], self.carry) if any(blocks) else None
 
 
 @final

@@ -181,7 +181,7 @@ def route_costs(optimizer: Symo, gpu: bool = False) -> list[StepCost]:
         key = (route.adamw, str(route.moment), tuple(p.shape for p in leaves.values()))
         if key not in known:
             cost, n = moment_cost(route.moment, leaves, gpu), sum(p.numel() for p in leaves.values())
-            averages = 2 if optimizer.scaling.of_adam and not route.adamw else 1
+            averages = 2 if route.needs_squares(optimizer.scaling) else 1
             size = max(_FLOAT32, *(p.element_size() for p in leaves.values()))
             known[key] = StepCost(
                 cost.accumulate + cost.precondition,

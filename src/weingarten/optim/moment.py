@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from weingarten.optim.roots import Task
 from weingarten.symmetry import Isotypic, Symmetry
 from weingarten.tree import Tree, TreeLike
 
-__all__ = ["EigenbasisMoment", "EntryMoment", "Moment", "OrbitMoment", "State", "TwoSidedMoment", "one_sided"]
+__all__ = ["EntryMoment", "Moment", "OrbitMoment", "State", "TwoSidedMoment", "one_sided", "weigh"]
 
 State = dict[str, Any]
 """Tensors by name, and the numbers ``weight``: all that ``state_dict`` has to keep."""
@@ -25,7 +25,12 @@ class Moment(ABC):
 
     One step calls ``accumulate``, now and then ``tasks`` (whose results are written into the state), ``measure``, and
     ``precondition``. Everything is in the type of the state, float32 at least.
+
+    Attributes:
+        adam_length: whether directions are of Adam's length, each entry divided by its own root mean square in some basis.
     """
+
+    adam_length: ClassVar[bool] = False
 
     @abstractmethod
     def init(self) -> State:
@@ -48,7 +53,8 @@ class Moment(ABC):
         """The direction times the inverse root of the moment."""
 
 
-def _weigh(state: State, key: str, decay: float) -> None:
+def weigh(state: State, key: str, decay: float) -> None:
+    """Let the total weight of an average, under ``key``, take in one more step."""
     state[key] = decay * state[key] + (1 - decay)
 
 
@@ -63,6 +69,8 @@ class EntryMoment(Moment):
         params: leaves; shapes, type and device.
     """
 
+    adam_length: ClassVar[bool] = True
+
     def __init__(self, params: TreeLike) -> None:
         self.params = dict(params)
 
@@ -75,7 +83,7 @@ class EntryMoment(Moment):
     def accumulate(self, state: State, gradients: TreeLike, decay: float) -> None:
         for name, g in gradients.items():
             state[f"square.{name}"].mul_(decay).addcmul_(g, g, value=1 - decay)
-        _weigh(state, "weight", decay)
+        weigh(state, "weight", decay)
 
     def tasks(self, state: State) -> list[Task]:
         return []
@@ -130,7 +138,7 @@ class OrbitMoment(Moment):
     def accumulate(self, state: State, gradients: TreeLike, decay: float) -> None:
         for key, new in gram(self.isotypic, self.isotypic.gather(gradients)).items():
             state[self.grams[key]].lerp_(new, 1 - decay)
-        _weigh(state, self.weight, decay)
+        weigh(state, self.weight, decay)
 
     def tasks(self, state: State) -> list[Task]:
         return [
@@ -212,72 +220,3 @@ class TwoSidedMoment(Moment):
 
     def __str__(self) -> str:
         return " and ".join(str(side) for side in self.sides) + ", geometric mean"
-
-
-@final
-class EigenbasisMoment(Moment):
-    r"""Sign flips in the eigenbases of both one-sided moments: ``Q_L ((Q_L^T G Q_R) / (sqrt(v) + eps)) Q_R^T``.
-
-    ``v`` is the running mean of ``(Q_L^T G Q_R)^2``: SOAP (Vyas et al. 2024, https://arxiv.org/abs/2409.11321). The bases come
-    from eigh, then from one orthogonal iteration per refresh.
-
-    Args:
-        name: of the weight; one with more axes than two is seen as (rows, all else).
-        leaf: shape, type and device.
-        max_block: a side longer than this keeps its own basis, as in SOAP.
-
-    Raises:
-        ValueError: if no side is short enough.
-    """
-
-    def __init__(self, name: str, leaf: Tensor, max_block: int) -> None:
-        self.name, self.leaf = name, leaf
-        self.matrix = (leaf.shape[0], leaf.shape[1:].numel())
-        self.sides = [i for i in (0, 1) if self.matrix[i] <= max_block]
-        if not self.sides:
-            raise ValueError(
-                f"EigenbasisMoment: both sides of {name!r}, {self.matrix}, are longer than max_block {max_block}; "
-                "raise it or route the parameter to AdamW"
-            )
-
-    def init(self) -> State:
-        state: State = {"weight": 0.0, "spectrum": self.leaf.new_zeros(self.matrix)}
-        for side in self.sides:
-            n = self.matrix[side]
-            state |= {
-                f"gram.{side}": self.leaf.new_zeros(1, n, n),
-                f"basis.{side}": self.leaf.new_zeros(1, n, n),
-            }
-        return state
-
-    def accumulate(self, state: State, gradients: TreeLike, decay: float) -> None:
-        g = gradients[self.name].reshape(self.matrix)
-        for side in self.sides:
-            new = g @ g.mT if side == 0 else g.mT @ g
-            state[f"gram.{side}"].lerp_(new[None], 1 - decay)  # its scale does not matter
-
-    def tasks(self, state: State) -> list[Task]:
-        return [Task(state[f"gram.{side}"], state[f"basis.{side}"], None) for side in self.sides]
-
-    def measure(self, state: State, gradients: TreeLike, decay: float) -> None:
-        rotated = self._rotate(state, gradients[self.name].reshape(self.matrix))
-        state["spectrum"].mul_(decay).addcmul_(rotated, rotated, value=1 - decay)
-        _weigh(state, "weight", decay)
-
-    def precondition(self, state: State, direction: TreeLike, eps: float) -> Tree:
-        u = self._rotate(state, direction[self.name].reshape(self.matrix))
-        u = u / (state["spectrum"].sqrt() / state["weight"] ** 0.5 + eps)
-        if 0 in self.sides:
-            u = state["basis.0"][0] @ u
-        if 1 in self.sides:
-            u = u @ state["basis.1"][0].mT
-        return {self.name: u.reshape(self.leaf.shape)}
-
-    def _rotate(self, state: State, g: Tensor) -> Tensor:
-        if 0 in self.sides:
-            g = state["basis.0"][0].mT @ g
-        return g @ state["basis.1"][0] if 1 in self.sides else g
-
-    def __str__(self) -> str:
-        sides = " and ".join(f"{self.matrix[side]}" for side in self.sides)
-        return f"entry by entry in eigenbases of {sides}"

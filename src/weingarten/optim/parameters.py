@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weingarten.optim.moment import State
-from weingarten.optim.routes import Route, unwrapped
+from weingarten.optim.routes import Route, state_like, unwrapped
+from weingarten.optim.scaling import Scaling
+from weingarten.tree import Tree, TreeLike
 
-__all__ = ["check_state", "named_groups", "restored", "saved_by_name", "tied_names"]
+__all__ = [
+    "check_state",
+    "dense_gradients",
+    "named_groups",
+    "not_finite",
+    "restored",
+    "saved_by_name",
+    "tied_names",
+]
 
 _COMPILED = "_orig_mod."  # what torch.compile puts into names
 
@@ -79,9 +89,9 @@ def saved_by_name(state_dict: Mapping[str, Any], names: Sequence[str]) -> dict[s
 
 
 def check_state(
-    saved: Mapping[str, State], routes: Iterable[Route], shapes: Mapping[str, torch.Size], squares: bool
+    saved: Mapping[str, State], routes: Iterable[Route], shapes: Mapping[str, torch.Size], scaling: Scaling
 ) -> None:
-    """Whether saved states are of these routes; ``squares``: whether blocks keep Adam's second moments.
+    """Whether saved states are of these routes; ``scaling``: by which blocks may keep Adam's second moments.
 
     Raises:
         ValueError: with the parameter and the entries that differ.
@@ -91,7 +101,7 @@ def check_state(
             if name not in saved:
                 continue
             expected: dict[str, Any] = {"momentum": shapes[name]}
-            if squares and not route.adamw:
+            if route.needs_squares(scaling):
                 expected["square"] = shapes[name]
             if name == route.leaves[0]:
                 numbers = dict.fromkeys(("step", "momentum_weight", "square_weight"), 0)
@@ -117,3 +127,42 @@ def restored(state: State, device: torch.device) -> State:
         key: value.to(device, copy=True) if isinstance(value, Tensor) else value
         for key, value in state.items()
     }
+
+
+def dense_gradients(params: Mapping[str, Tensor], seen: Collection[Tensor]) -> Tree:
+    """Gradients in the type of the state, of the parameters that have one.
+
+    Args:
+        params: by name.
+        seen: those that have had a gradient before.
+
+    Raises:
+        ValueError: for a gradient that is sparse or complex, and for a parameter that has never had one.
+    """
+    found: Tree = {}
+    for name, p in params.items():
+        if p.grad is None:
+            continue
+        if p.grad.is_sparse or p.grad.is_complex():
+            raise ValueError(
+                f"Symo.step: the gradient of {name!r} is sparse or complex, expected a dense real one"
+            )
+        found[name] = p.grad.to(state_like(p).dtype)
+    unused = [name for name, p in params.items() if name not in found and p not in seen]
+    if unused:
+        raise ValueError(
+            f"Symo.step: {unused} have never had a gradient; call backward first, and freeze or leave out parameters that "
+            "the loss does not use"
+        )
+    return found
+
+
+def not_finite(gradients: TreeLike) -> list[str]:
+    """Names of the gradients that are NaN or infinite, or whose squares overflow."""
+    if not gradients:
+        return []
+    norms = torch._foreach_norm(list(gradients.values()))
+    sound = torch.stack([norm.square().isfinite().to(norms[0].device) for norm in norms])
+    if bool(sound.all()):
+        return []
+    return [name for name, fine in zip(gradients, sound.tolist(), strict=True) if not fine]

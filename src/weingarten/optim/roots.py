@@ -110,12 +110,13 @@ def _attempt(unit: Tensor, exponent: float, damping: float) -> Tensor | None:
 def next_basis(moment: Tensor, basis: Tensor) -> tuple[Tensor, int]:
     """Eigenvectors ``(count, m, m)``: by eigh where ``basis`` is zero, else by one step of orthogonal iteration, ``qr(S Q)``.
 
-    The iteration keeps the order of the vectors, so that what is stored along them stays where it is (SOAP, Vyas et al. 2024,
-    https://arxiv.org/abs/2409.11321, algorithm 4). Where it fails the basis stays, the identity in place of zeros.
+    The largest eigenvalue comes first: the iteration draws the first columns to it, so that in this order they stay where they
+    are, and with them what is stored along them (SOAP, Vyas et al. 2024, https://arxiv.org/abs/2409.11321, algorithm 4). Where it
+    fails the basis stays, the identity in place of zeros.
     """
     fresh = not bool(basis.any())
     try:
-        found = torch.linalg.eigh(moment)[1] if fresh else torch.linalg.qr(moment @ basis)[0]
+        found = torch.linalg.eigh(moment)[1].flip(-1) if fresh else torch.linalg.qr(moment @ basis)[0]
         if bool(found.isfinite().all()):
             return found, 0
     except LinAlgError:

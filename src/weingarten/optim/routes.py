@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from weingarten.groups import Action, Permutation, SignedPermutation, Wreath
 from weingarten.optim.choice import Choice
 from weingarten.optim.moment import EntryMoment, Moment, OrbitMoment
+from weingarten.optim.scaling import Scaling
 from weingarten.symmetry import Symmetry, infer_symmetry, plan
 from weingarten.symmetry.words import FREE
 from weingarten.tree import Tree
@@ -39,6 +40,10 @@ class Route:
     moment: Moment
     adamw: bool
 
+    def needs_squares(self, scaling: Scaling) -> bool:
+        """Whether Adam's second moments are kept beside the moment, for the length of its steps."""
+        return scaling.of_adam and not self.adamw and not self.moment.adam_length
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside ``DistributedDataParallel`` and ``torch.compile``, whose names the symmetry uses."""
@@ -52,7 +57,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def architecture(model: nn.Module, example_inputs: Any, max_block: int | None = None) -> Symmetry:
-    """The group that :class:`Symo` takes for a model: its symmetry, planned, with one irreducible kind per name.
+    """The group that :class:`Symo` starts from: a model's symmetry, planned, with one irreducible kind per name.
 
     ``infer_symmetry``, then ``plan``, which for a transformer frees the residual stream and keeps heads and hidden units: query
     with key, value with output, up with down. Then every permutation is enlarged to signed permutations. Under a permutation

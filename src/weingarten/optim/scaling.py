@@ -42,7 +42,8 @@ class AdamWScale(Scaling):
 
     That is ``RMS(u / (sqrt(v) + eps))`` with the momentum ``u`` of the block and the running mean ``v`` of ``g^2``, entry by
     entry: near one while gradients agree, falling as noise averages out. Grafting (Agarwal et al. 2020,
-    https://arxiv.org/abs/2002.11803); it keeps Adam's second moments.
+    https://arxiv.org/abs/2002.11803); it keeps Adam's second moments. Blocks that divide every entry by its own root mean
+    square, in whatever basis, have that length by themselves, and need no squares.
 
     Args:
         factor: multiplies it, where blocks want another rate than the parameters that AdamW steps. Default 1.

@@ -8,8 +8,17 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from weingarten.optim.adapted import Adapted
 from weingarten.optim.choice import Choice
-from weingarten.optim.parameters import check_state, named_groups, restored, saved_by_name, tied_names
+from weingarten.optim.parameters import (
+    check_state,
+    dense_gradients,
+    named_groups,
+    not_finite,
+    restored,
+    saved_by_name,
+    tied_names,
+)
 from weingarten.optim.roots import due, factorise
 from weingarten.optim.routes import Chooser, Route, architecture, described, routes_of, state_like
 from weingarten.optim.scaling import AdamWScale, Scaling
@@ -28,30 +37,37 @@ class NonFiniteGradientError(ValueError):
 
 @final
 class Symo(torch.optim.Optimizer):
-    r"""Steps along ``E[R2(g, g)]^{-1/2} m``: momentum times the inverse root of the orbit-averaged gradient moment.
+    r"""Adam in a basis that follows from the model's symmetry; with other groups Muon, Shampoo, SOAP and Adam on the same code.
 
-    ``R2(g, g) = E_A[(A g)(A g)^T]`` averages over a group that leaves the loss as it is, and ``E`` over steps (Artemev et al.
-    2026, https://arxiv.org/abs/2606.00442). The group decides how fine the preconditioner is and how large its blocks are;
-    Adam (sign flips), Muon and one-sided Shampoo (rotations of one side) and normalised SGD (rotations of both) are groups
-    on the same code. With ``g`` the gradient, per step::
+    The loss does not change when hidden units are permuted, their signs flipped, heads rotated. Such a group says what an average
+    of gradients can look like, and so the form of a preconditioner (Artemev et al. 2026, https://arxiv.org/abs/2606.00442).
+    With ``g`` the gradient, per step::
 
         m <- b1 m + (1 - b1) g,     u = b1 m + (1 - b1) g  (Nesterov), both divided by their total weight
-        S <- b2 S + (1 - b2) V^T V / dim   for each kind, V the coordinates of g; divided by its total weight
-        w <- (1 - lr weight_decay) w - lr scaling(u (S + damping (tr S / size) I)^{-1/2})
+        w <- (1 - lr weight_decay) w - lr scaling(direction)
 
-    Every parameter takes exactly one route: a block of the symmetry, or AdamW where nothing acts on it (embeddings, heads,
-    gains); ``print(optimizer)`` shows which. The state is float32 at least, whatever the parameters' type.
+    By default the group is inferred and its widest axes freed (the residual stream). :class:`Adapted` then flips signs in the
+    basis that is left: hidden units keep theirs, heads and free axes get the eigenbasis ``Q`` of their moment ``E[g g^T]``::
+
+        v <- b2 v + (1 - b2) (Q^T g)^2,     direction = Q (Q^T u / (sqrt(v) + eps))
+
+    Given a ``Symmetry``, it takes the whole inverse root of the orbit-averaged moment, one block ``S`` for each kind::
+
+        S <- b2 S + (1 - b2) V^T V / dim,   direction = u (S + damping (tr S / size) I)^{-1/2},    V the coordinates of g
+
+    Every parameter takes exactly one route: a block, or AdamW where nothing acts on it (embeddings, heads, gains, and by default
+    biases); ``print(optimizer)`` shows which. The state is float32 at least, whatever the parameters' type.
 
     Args:
         params: a model, named parameters, or groups of them: dicts with ``params`` a list of (name, tensor), and ``lr``,
             ``weight_decay``, ``betas``, ``adamw_betas`` or ``eps`` of their own. Frozen parameters of a model are left out.
         lr: learning rate. Default 1e-3, AdamW's.
-        symmetry: None infers it from ``params``, a model, and ``example_inputs`` (:func:`architecture`). Else a ``Symmetry``
-            over all parameters (coupled by component unless it says otherwise; ``.`` on every axis means AdamW), a
+        symmetry: None infers it from ``params``, a model, and ``example_inputs``: ``Adapted(architecture(...))``. Else a
+            ``Symmetry`` over all parameters (coupled by component unless it says otherwise; ``.`` on every axis means AdamW), a
             ``Choice`` for all weights with two axes or more, or a function from name and tensor to one (None: AdamW).
         example_inputs: of the model, to trace it.
         max_block: of an inferred symmetry, see :func:`architecture`.
-        betas: decay of momentum and moment in blocks. Default (0.95, 0.95): Muon's momentum, and a moment over 20 steps.
+        betas: decay of momentum and moment in blocks. Default (0.9, 0.95), as AdamW's for language models; Muon's is (0.95, 0).
         adamw_betas: the same for AdamW. Default (0.9, 0.95), usual for language models.
         eps: added to roots of single entries, in units of the gradient. Default 1e-8, AdamW's.
         damping: of blocks, relative to their mean eigenvalue. Default 1e-3: no direction is lengthened more than 32 times against
@@ -76,8 +92,8 @@ class Symo(torch.optim.Optimizer):
     >>> optimizer = Symo(model, lr=1e-2, example_inputs=torch.ones(2, 3))
     >>> print(optimizer)
     route    parameter  shape  moment
-    block 0  0.weight   8 x 3  5 x 8
-    block 0  2.weight   2 x 8  with the one above
+    block 0  0.weight   8 x 3  entry by entry in eigenbases of 3
+    block 1  2.weight   2 x 8  entry by entry in eigenbases of 2
     >>> model(torch.ones(2, 3)).square().mean().backward()
     >>> optimizer.step()
     """
@@ -90,7 +106,7 @@ class Symo(torch.optim.Optimizer):
         *,
         example_inputs: Any = None,
         max_block: int | None = None,
-        betas: tuple[float, float] = (0.95, 0.95),
+        betas: tuple[float, float] = (0.9, 0.95),
         adamw_betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         damping: float = 1e-3,
@@ -115,11 +131,11 @@ class Symo(torch.optim.Optimizer):
                     "Symo: to infer the symmetry, pass a model and example_inputs; else pass symmetry=, a Symmetry or a choice "
                     "such as OneSide()"
                 )
-            symmetry = architecture(params, example_inputs, max_block)
+            symmetry = Adapted(architecture(params, example_inputs, max_block))
         elif example_inputs is not None or max_block is not None:
             raise ValueError(
                 "Symo: example_inputs and max_block belong to an inferred symmetry, but symmetry= is given; pass one or the "
-                "other, or symmetry=architecture(model, example_inputs, max_block)"
+                "other, or symmetry=Adapted(architecture(model, example_inputs, max_block))"
             )
         self.routes: list[Route] = []
         defaults = {
@@ -216,14 +232,18 @@ class Symo(torch.optim.Optimizer):
             eps = self.param_groups[self._group[route.leaves[0]]]["eps"]
             for name, u in route.moment.precondition(state, direction, eps).items():
                 if name in gradients:
-                    rms = None if route.adamw else self._adam_rms(state, name, direction[name], eps)
-                    self._move(name, u if rms is None else self.scaling(u, rms))
+                    if not route.adamw:
+                        u = self.scaling(u, self._adam_rms(route, name, direction[name], u, eps))
+                    self._move(name, u)
         return loss
 
-    def _adam_rms(self, state: dict[str, Any], name: str, direction: Tensor, eps: float) -> Tensor:
+    def _adam_rms(self, route: Route, name: str, direction: Tensor, found: Tensor, eps: float) -> Tensor:
         if not self.scaling.of_adam:
             return direction.new_ones(())
-        root = (self.state[self._params[name]]["square"] / state["square_weight"]).sqrt_()
+        if not route.needs_squares(self.scaling):
+            return found.square().mean().sqrt()
+        weight = self.state[self._params[route.leaves[0]]]["square_weight"]
+        root = (self.state[self._params[name]]["square"] / weight).sqrt_()
         return (direction / root.add_(eps)).square_().mean().sqrt()
 
     def _betas(self, route: Route) -> tuple[float, float]:
@@ -242,7 +262,7 @@ class Symo(torch.optim.Optimizer):
             for name in route.leaves:
                 p = self._params[name]
                 self.state[p]["momentum"] = torch.zeros_like(p, dtype=state_like(p).dtype)
-                if self.scaling.of_adam and not route.adamw:
+                if route.needs_squares(self.scaling):
                     self.state[p]["square"] = torch.zeros_like(self.state[p]["momentum"])
         state["step"] += 1
         return state
@@ -274,28 +294,10 @@ class Symo(torch.optim.Optimizer):
 
     def _gradients(self) -> Tree | None:
         """Gradients in the type of the state; None if this step is to be left out."""
-        found: Tree = {}
-        for name, p in self._params.items():
-            if p.grad is None:
-                continue
-            if p.grad.is_sparse or p.grad.is_complex():
-                raise ValueError(
-                    f"Symo.step: the gradient of {name!r} is sparse or complex, expected a dense real one"
-                )
-            found[name] = p.grad.to(state_like(p).dtype)
-        unused = [name for name, p in self._params.items() if name not in found and p not in self.state]
-        if unused:
-            raise ValueError(
-                f"Symo.step: {unused} have never had a gradient; call backward first, and freeze or leave out parameters that "
-                "the loss does not use"
-            )
-        if not found:
-            return None
-        norms = torch._foreach_norm(list(found.values()))
-        sound = torch.stack([norm.square().isfinite().to(norms[0].device) for norm in norms])
-        if bool(sound.all()):
-            return found
-        bad = [name for name, fine in zip(found, sound.tolist(), strict=True) if not fine]
+        found = dense_gradients(self._params, self.state)
+        bad = not_finite(found)
+        if not bad:
+            return found or None
         if not self.skip_nonfinite:
             raise NonFiniteGradientError(
                 f"Symo.step: the gradients of {bad} are not finite or their squares overflow; lower the learning rate, clip, or "
@@ -311,9 +313,7 @@ class Symo(torch.optim.Optimizer):
             ValueError: if it was saved with other parameters, groups or blocks.
         """
         saved = saved_by_name(state_dict, list(self._params))
-        check_state(
-            saved, self.routes, {name: p.shape for name, p in self._params.items()}, self.scaling.of_adam
-        )
+        check_state(saved, self.routes, {name: p.shape for name, p in self._params.items()}, self.scaling)
         super().load_state_dict(state_dict)
         for name, state in saved.items():
             p = self._params[name]
