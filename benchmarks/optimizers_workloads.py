@@ -72,11 +72,7 @@ class Images:
 
 
 def gpt() -> nn.Module:
-    """Embeddings as in GPT-2, of standard deviation 0.02; all else as PyTorch initialises it."""
-    model = GPT(len(ALPHABET))
-    for table in (model.token, model.place):
-        nn.init.normal_(table.weight, std=0.02)
-    return model
+    return GPT(len(ALPHABET))
 
 
 def autoencoder() -> nn.Module:
@@ -174,13 +170,13 @@ WORKLOADS = {
         autoencoder,
         functools.partial(Images, 500, reconstruct=True),
         pixels,
-        steps=300,
-        batch=250,
+        steps=80,
+        batch=500,
     ),
     "convolutional": Workload(
-        "convolutional network", Convolutional, Images, functional.cross_entropy, steps=600, batch=128
+        "convolutional network", Convolutional, Images, functional.cross_entropy, steps=250, batch=128
     ),
     "recurrent": Workload(
-        "tanh RNN on rows of MNIST", Recurrent, Images, functional.cross_entropy, steps=1200, batch=64
+        "tanh RNN on rows of MNIST", Recurrent, Images, functional.cross_entropy, steps=500, batch=64
     ),
 }

@@ -23,7 +23,8 @@ from weingarten.optim.cost import (
     soap_cost,
     total,
 )
-from weingarten.optim.moment import EigenbasisMoment, EntryMoment, OrbitMoment, TwoSidedMoment, one_sided
+from weingarten.optim.eigenbases import EigenbasisMoment, Frame
+from weingarten.optim.moment import EntryMoment, OrbitMoment, TwoSidedMoment, one_sided
 from weingarten.optim.roots import factorise
 from weingarten.symmetry.describe import cost_of
 
@@ -47,8 +48,9 @@ def moments(device="cpu"):
         "entry": (EntryMoment(leaf), leaf),
         "one side": (one_sided("w", leaf["w"], 0), leaf),
         "both sides": (TwoSidedMoment("w", leaf["w"]), leaf),
-        "eigenbases": (EigenbasisMoment("w", leaf["w"], 100), leaf),
-        "one eigenbasis": (EigenbasisMoment("w", leaf["w"], 10), leaf),
+        "eigenbases": (Eigenbases().moment("w", leaf["w"]), leaf),
+        "one eigenbasis": (Eigenbases(10).moment("w", leaf["w"]), leaf),
+        "carried": (EigenbasisMoment("w", leaf["w"], [Frame((A, B), (3, 1))]), leaf),
         "heads": heads_moment(device),
     }
 
@@ -63,8 +65,13 @@ def test_predicted_flops_and_bytes_are_those_of_a_real_step(case, device):
     with FlopCounterMode(display=False) as before:
         moment.accumulate(state, gradients, 0.9)
     factorise(moment.tasks(state), 1e-3)
+    with FlopCounterMode(display=False) as refreshed:
+        moment.measure(state, gradients, 0.9)
     with FlopCounterMode(display=False) as measured:
         moment.measure(state, gradients, 0.9)
+    carried = refreshed.get_total_flops() - measured.get_total_flops()
+    assert (carried > 0) == (case == "carried")
+    assert cost.factorise >= carried
     with FlopCounterMode(display=False) as after:
         moment.precondition(state, gradients, 1e-8)
     assert cost.accumulate == before.get_total_flops() + measured.get_total_flops()
@@ -174,7 +181,7 @@ def test_adamw_keeps_what_pytorch_keeps():
 @pytest.mark.parametrize(("shape", "limit"), [((A, B), 100), ((A, B), 10), ((A, 7, 1), 100), ((9,), 100)])
 def test_soap_is_the_moment_in_eigenbases(shape, limit):
     leaf = {"w": torch.zeros(shape)}
-    moment = EigenbasisMoment("w", leaf["w"], limit) if len(shape) > 1 else EntryMoment(leaf)
+    moment = Eigenbases(limit).moment("w", leaf["w"]) if len(shape) > 1 else EntryMoment(leaf)
     mine, cost = moment_cost(moment, leaf), soap_cost(shape, limit, refresh=5)
     assert cost.products == mine.accumulate + mine.precondition
     assert cost.factorise == pytest.approx(mine.factorise / 5)

@@ -130,7 +130,7 @@ def test_a_decomposition_that_fails_is_replaced_by_products(monkeypatch):
 def test_polar_keeps_momentum_alone_and_is_one_side_of_it():
     found = []
     for choice, settings in (
-        (Polar(), {}),
+        (Polar(), {"betas": (0.95, 0.0)}),
         (OneSide(), {"betas": (0.95, 0.0), "of_momentum": True, "refresh": 1}),
     ):
         w = torch.nn.Parameter(normal(5, 2, 3))

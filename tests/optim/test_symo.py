@@ -39,7 +39,7 @@ def test_step_is_the_inverse_root_of_the_enumerated_orbit_average(nesterov, of_m
     """48 signed permutations of three hidden units, dense matrices; the bias of the output takes AdamW's step."""
     model, settings = mlp(), {"betas": (0.8, 0.9), "damping": 0.01, "weight_decay": 0.1}
     optimizer = wg.Symo(
-        model, 0.02, example_inputs=torch.ones(2, 2, dtype=torch.float64), refresh=1, scaling=Natural(),
+        model, 0.02, architecture(model, torch.ones(2, 2, dtype=torch.float64)), refresh=1, scaling=Natural(),
         nesterov=nesterov, of_momentum=of_momentum, **settings,
     )  # fmt: skip
     symmetry = wg.Symmetry.parse(
@@ -74,12 +74,17 @@ def adamw(optimizer: wg.Symo) -> set[str]:
     return {name for route in optimizer.routes if route.adamw for name in route.leaves}
 
 
+def coupled(model: nn.Module, example) -> wg.Symo:
+    """The whole inverse root over the group that the default starts from."""
+    return wg.Symo(model, symmetry=architecture(model, example))
+
+
 def gpt(**kwargs) -> nn.Module:
     return GPT(lambda d: Attention(d, 2, fused=None, bias=False), layers=2, **kwargs)
 
 
 def test_blocks_of_a_transformer_are_query_key_value_output_up_down():
-    optimizer = wg.Symo(gpt(), example_inputs=tokens(2, 5))
+    optimizer = coupled(gpt(), tokens(2, 5))
     expected = []
     for i in range(2):
         expected += [
@@ -97,14 +102,17 @@ def test_blocks_of_a_transformer_are_query_key_value_output_up_down():
 def test_a_wide_vocabulary_has_no_block_per_entry(tied):
     """The plan flips signs on an axis that is too wide and may free the other one: that would be a matrix for every token."""
     model = gpt(d=4, tied=tied)
-    optimizer = wg.Symo(model, example_inputs=tokens(2, 5))
-    assert {"wte.weight", "wpe.weight"} <= adamw(optimizer)
-    assert len(blocks(optimizer)) == 6
+    for optimizer, count in (
+        (coupled(model, tokens(2, 5)), 6),
+        (wg.Symo(model, example_inputs=tokens(2, 5)), 12),
+    ):
+        assert {"wte.weight", "wpe.weight"} <= adamw(optimizer)
+        assert len(blocks(optimizer)) == count
 
 
 def test_blocks_of_a_convolutional_network_are_channels():
     model = conv_net()
-    optimizer = wg.Symo(model, example_inputs=torch.randn(2, 1, 8, 8))
+    optimizer = coupled(model, torch.randn(2, 1, 8, 8))
     every = [name for route in optimizer.routes for name in route.leaves]
     assert sorted(every) == sorted(name for name, _ in model.named_parameters())
     assert len(set(every)) == len(every)
@@ -153,7 +161,7 @@ def test_default_step_has_adamws_rms_in_blocks():
 
 
 def test_printing_shows_every_parameter_once():
-    optimizer = wg.Symo(mlp(), example_inputs=torch.ones(2, 2, dtype=torch.float64))
+    optimizer = coupled(mlp(), torch.ones(2, 2, dtype=torch.float64))
     lines = str(optimizer).splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [
         ["block", "0"], ["block", "0"], ["block", "0"], ["AdamW", "2.bias"]
@@ -178,7 +186,7 @@ def test_a_given_symmetry_is_coupled_by_component_or_as_it_says():
 def test_parts_of_one_leaf_stay_together():
     """A fused projection lies in two components, and has one route."""
     model = GPT(lambda d: Attention(d, 2, fused="split", bias=False))
-    optimizer = wg.Symo(model, example_inputs=tokens(2, 5))
+    optimizer = coupled(model, tokens(2, 5))
     assert {"attn.0.qkv.weight", "attn.0.proj.weight"} in blocks(optimizer)
     every = [name for route in optimizer.routes for name in route.leaves]
     assert sorted(every) == sorted(name for name, _ in model.named_parameters())

@@ -37,6 +37,9 @@ class Adapted(Choice):
         symmetry: words of all weights; ``.`` on every axis of a weight routes it to AdamW, like vectors.
         max_block: a longer axis, or head, keeps its own basis. Default 2048, whose eigenbasis takes seconds on one core.
 
+    Raises:
+        ValueError: on use, for a weight that the symmetry does not speak of or does not fit.
+
     >>> import torch
     >>> from weingarten.groups import SignedPermutation
     >>> symmetry = Symmetry.parse({"up": "h .", "down": ". h"}, h=SignedPermutation())
@@ -49,7 +52,10 @@ class Adapted(Choice):
 
     def moment(self, name: str, leaf: Tensor) -> Moment | None:
         if name not in self.symmetry.leaves():
-            return None
+            raise ValueError(
+                f"Adapted: the symmetry has no words for {name!r}, expected some for every weight of the optimiser; it speaks of "
+                f"{self.symmetry.leaves()}; give '.' on every axis for AdamW"
+            )
         mine = self.symmetry.restrict([name])
         if not mine.names():
             return None

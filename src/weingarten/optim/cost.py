@@ -134,15 +134,22 @@ def moment_cost(moment: Moment, leaves: Mapping[str, Tensor], gpu: bool = False)
         }
         state = moment.init()
         moment.accumulate(state, gradients, 0.5)
-        tasks = moment.tasks(state)
         moment.measure(state, gradients, 0.5)
         accumulate = counter.get_total_flops()
         moment.precondition(state, gradients, 1e-8)
         precondition = counter.get_total_flops() - accumulate
+        refreshed = dict(state)
+        tasks = moment.tasks(refreshed)
+        before = counter.get_total_flops()
+        moment.accumulate(refreshed, gradients, 0.5)
+        moment.measure(refreshed, gradients, 0.5)
+        carried = (
+            counter.get_total_flops() - before - accumulate
+        )  # what a refresh leaves for ``measure`` to do
     return MomentCost(
         accumulate,
         precondition,
-        sum(_factorise(task, gpu) for task in tasks),
+        carried + sum(_factorise(task, gpu) for task in tasks),
         sum(v.numel() * v.element_size() for v in state.values() if isinstance(v, Tensor)),
         sum(task.moment.numel() for task in tasks),
         max((task.moment.shape[-1] for task in tasks), default=0),

@@ -131,14 +131,19 @@ class EigenbasisMoment(Moment):
             frame.put(frame.turn(frame.of(state["spectrum"]), axis, squares), state["spectrum"])
 
     def _turned(self, state: State, value: Tensor, back: bool) -> Tensor:
-        found = torch.empty_like(value, memory_format=torch.contiguous_format)
+        found = []
         for i, frame in enumerate(self.frames):
             x = frame.of(value)
             for axis in frame.axes():
                 basis = state[f"basis.{i}.{axis}"]
                 x = frame.turn(x, axis, basis if back else basis.mT)
-            frame.put(x, found)
-        return found
+            found.append(x)
+        if not self.frames[0].index:
+            return found[0].reshape(value.shape)
+        whole = torch.empty_like(value, memory_format=torch.contiguous_format)
+        for frame, x in zip(self.frames, found, strict=True):
+            frame.put(x, whole)
+        return whole
 
     def __str__(self) -> str:
         """``entry by entry in eigenbases of 4 x 32 and 128``: four pieces of 32 on one axis, all 128 of another."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, final
 
-import torch
 from torch import Tensor
 
 from weingarten.groups import Action, Rotation, Signs
@@ -73,16 +72,16 @@ class EntryMoment(Moment):
 
     def __init__(self, params: TreeLike) -> None:
         self.params = dict(params)
+        self.squares = {name: f"square.{i}" for i, name in enumerate(params)}
 
     def init(self) -> State:
         return {"weight": 0.0} | {
-            f"square.{name}": torch.zeros(p.shape, dtype=p.dtype, device=p.device)
-            for name, p in self.params.items()
+            key: self.params[name].new_zeros(self.params[name].shape) for name, key in self.squares.items()
         }
 
     def accumulate(self, state: State, gradients: TreeLike, decay: float) -> None:
         for name, g in gradients.items():
-            state[f"square.{name}"].mul_(decay).addcmul_(g, g, value=1 - decay)
+            state[self.squares[name]].mul_(decay).addcmul_(g, g, value=1 - decay)
         weigh(state, "weight", decay)
 
     def tasks(self, state: State) -> list[Task]:
@@ -93,7 +92,7 @@ class EntryMoment(Moment):
 
     def precondition(self, state: State, direction: TreeLike, eps: float) -> Tree:
         root = state["weight"] ** 0.5
-        return {name: u / (state[f"square.{name}"].sqrt() / root + eps) for name, u in direction.items()}
+        return {name: u / (state[self.squares[name]].sqrt() / root + eps) for name, u in direction.items()}
 
     def __str__(self) -> str:
         return "entry by entry"
