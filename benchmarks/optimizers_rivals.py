@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import weingarten as wg
 from weingarten.groups import Rotation, Signs
-from weingarten.optim import Axes, BothSides, Eigenbases, FixedScale, OneSide, architecture
+from weingarten.optim import Axes, BothSides, Eigenbases, OneSide, Polar, architecture
 
 Factory = Callable[[nn.Module, Tensor, float, float], torch.optim.Optimizer]
 
@@ -220,23 +220,25 @@ METHODS = {
     "adamw": Method("AdamW", adamw, "betas 0.9, 0.95"),
 }
 
-# Groups on the same code and step rule; sizes of blocks grow downwards. The lines of the ablation are these and "symo".
+# Groups on the same code and with the same length of steps. The lines of the ablation are these and "symo".
 VARIANTS = {
-    "rotations": ("one scale a weight", Symo(group=choice(Axes(Rotation(), Rotation())))),
-    "signs": ("signs (Adam's)", Symo(group=choice(Axes(Signs(), Signs())))),
-    "one side": ("one side (Muon's)", Symo(group=choice(OneSide()))),
-    "both sides": ("both sides (Shampoo's)", Symo(group=choice(BothSides()))),
-    "eigenbases": ("eigenbases (SOAP's)", Symo(group=choice(Eigenbases()))),
-    "uncoupled": ("architecture, uncoupled", Symo(group=uncoupled)),
-    "block 64": ("architecture, blocks up to 64", Symo({"max_block": 64})),
-    "block 1024": ("architecture, blocks up to 1024", Symo({"max_block": 1024})),
-    "muon on symo": (
-        "exact Muon",
-        Symo(
-            {"betas": (0.95, 0.0), "of_momentum": True, "refresh": 1, "scaling": FixedScale()},
-            choice(OneSide()),
-        ),
+    "rotations": (
+        "rotations of both sides: one scale a weight",
+        Symo(group=choice(Axes(Rotation(), Rotation()))),
     ),
+    "signs": ("sign flips (Adam's)", Symo(group=choice(Axes(Signs(), Signs())))),
+    "polar": (
+        "rotations of one side, of this step's momentum (Muon's)",
+        Symo({"betas": (0.95, 0.0)}, choice(Polar())),
+    ),
+    "one side": ("rotations of one side, averaged over steps", Symo(group=choice(OneSide()))),
+    "both sides": ("rotations of either side (Shampoo's)", Symo(group=choice(BothSides()))),
+    "uncoupled": ("the architecture's, whole inverse root, leaf by leaf", Symo(group=uncoupled)),
+    "coupled": ("the architecture's, whole inverse root, coupled", Symo(group=architecture)),
+    "narrow": ("adapted, blocks up to 64: the residual stream keeps its basis", Symo({"max_block": 64})),
+    "wide": ("adapted, blocks up to 512: hidden units turned too", Symo({"max_block": 512})),
+    "eigenbases": ("eigenbases of both sides (SOAP's)", Symo(group=choice(Eigenbases()))),
+    "carried": ("the same, spectrum carried along", Symo(group=choice(Eigenbases(carry=True)))),
 }
 ABLATION = {
     f"symo: {name}": Method(title, make, f"{name}; {make.keywords}; {defaults()}")

@@ -170,7 +170,7 @@ WORKLOADS = {
         autoencoder,
         functools.partial(Images, 500, reconstruct=True),
         pixels,
-        steps=80,
+        steps=50,
         batch=500,
     ),
     "convolutional": Workload(

@@ -1,6 +1,6 @@
 """Optimisers from the symmetry of the loss."""
 
-from weingarten.optim.adapted import Adapted
+from weingarten.optim.adapted import Adapted, adapted
 from weingarten.optim.choice import Axes, BothSides, Choice, Eigenbases, OneSide, Polar
 from weingarten.optim.moment import Moment
 from weingarten.optim.routes import Route, architecture
@@ -24,5 +24,6 @@ __all__ = [
     "Scaling",
     "Spectral",
     "Symo",
+    "adapted",
     "architecture",
 ]

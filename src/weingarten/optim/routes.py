@@ -18,12 +18,23 @@ from weingarten.symmetry import Symmetry, infer_symmetry, plan
 from weingarten.symmetry.words import FREE
 from weingarten.tree import Tree
 
-__all__ = ["Chooser", "Route", "architecture", "described", "routes_of", "state_like", "unwrapped"]
+__all__ = [
+    "LARGEST",
+    "Chooser",
+    "Route",
+    "architecture",
+    "described",
+    "longest_short_side",
+    "routes_of",
+    "state_like",
+    "unwrapped",
+]
 
 Chooser = Callable[[str, Tensor], Choice | None]
 """From a parameter's name and tensor to its group; None for AdamW."""
 
-_LARGEST = 1024  # the root of such a block takes about 0.1 s on one core
+LARGEST = 1024
+"""Of blocks by default: the root of such a one takes about 0.1 s on one core."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def architecture(model: nn.Module, example_inputs: Any, max_block: int | None = None) -> Symmetry:
-    """The group that :class:`Symo` starts from: a model's symmetry, planned, with one irreducible kind per name.
+    """A model's symmetry, planned, with one irreducible kind per name: for whole inverse roots of coupled blocks.
 
     ``infer_symmetry``, then ``plan``, which for a transformer frees the residual stream and keeps heads and hidden units: query
     with key, value with output, up with down. Then every permutation is enlarged to signed permutations. Under a permutation
@@ -83,9 +94,7 @@ def architecture(model: nn.Module, example_inputs: Any, max_block: int | None = 
     """
     inner = unwrapped(model)
     found = infer_symmetry(inner, example_inputs)
-    weights = [p for p in inner.parameters() if p.ndim > 1]
-    side = max((min(p.shape[0], p.shape[1:].numel()) for p in weights), default=1)
-    planned = plan(found, max_block or min(2 * side + 2, _LARGEST)).symmetry
+    planned = plan(found, max_block or min(2 * longest_short_side(inner) + 2, LARGEST)).symmetry
     added = set(planned.names()) - set(found.names())  # sign flips, entry by entry
     atoms = [{a for word in part.words for a in word.atoms} - {FREE} for part in planned.parts]
     alone = {
@@ -93,6 +102,11 @@ def architecture(model: nn.Module, example_inputs: Any, max_block: int | None = 
     }  # AdamW, with free axes beside them too
     freed = planned.drop(*alone)
     return replace(freed, groups={name: _irreducible(group) for name, group in freed.groups.items()})
+
+
+def longest_short_side(model: nn.Module) -> int:
+    """Of the weights with two axes or more, seen as matrices (rows, all else); one if there is none."""
+    return max((min(p.shape[0], p.shape[1:].numel()) for p in model.parameters() if p.ndim > 1), default=1)
 
 
 def _irreducible(group: Action) -> Action:

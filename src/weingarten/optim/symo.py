@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from weingarten.optim.adapted import Adapted
+from weingarten.optim.adapted import adapted
 from weingarten.optim.choice import Choice
 from weingarten.optim.parameters import (
     check_state,
@@ -20,7 +20,7 @@ from weingarten.optim.parameters import (
     tied_names,
 )
 from weingarten.optim.roots import due, factorise
-from weingarten.optim.routes import Chooser, Route, architecture, described, routes_of, state_like
+from weingarten.optim.routes import Chooser, Route, described, routes_of, state_like
 from weingarten.optim.scaling import AdamWScale, Scaling
 from weingarten.symmetry import Symmetry
 from weingarten.tree import Tree
@@ -46,8 +46,8 @@ class Symo(torch.optim.Optimizer):
         m <- b1 m + (1 - b1) g,     u = b1 m + (1 - b1) g  (Nesterov), both divided by their total weight
         w <- (1 - lr weight_decay) w - lr scaling(direction)
 
-    By default the group is inferred and its widest axes freed (the residual stream). :class:`Adapted` then flips signs in the
-    basis that is left: hidden units keep theirs, heads and free axes get the eigenbasis ``Q`` of their moment ``E[g g^T]``::
+    By default the group is inferred, and freed on axes up to ``max_block`` (the residual stream). :class:`Adapted` flips signs in
+    the basis that is left: wide hidden layers keep theirs, heads and free axes get the eigenbasis ``Q`` of ``E[g g^T]``::
 
         v <- b2 v + (1 - b2) (Q^T g)^2,     direction = Q (Q^T u / (sqrt(v) + eps))
 
@@ -62,11 +62,11 @@ class Symo(torch.optim.Optimizer):
         params: a model, named parameters, or groups of them: dicts with ``params`` a list of (name, tensor), and ``lr``,
             ``weight_decay``, ``betas``, ``adamw_betas`` or ``eps`` of their own. Frozen parameters of a model are left out.
         lr: learning rate. Default 1e-3, AdamW's.
-        symmetry: None infers it from ``params``, a model, and ``example_inputs``: ``Adapted(architecture(...))``. Else a
+        symmetry: None infers it from ``params``, a model, and ``example_inputs``: ``adapted(...)``. Else a
             ``Symmetry`` over all parameters (coupled by component unless it says otherwise; ``.`` on every axis means AdamW), a
             ``Choice`` for all weights with two axes or more, or a function from name and tensor to one (None: AdamW).
         example_inputs: of the model, to trace it.
-        max_block: of an inferred symmetry, see :func:`architecture`.
+        max_block: of an inferred symmetry, see :func:`adapted`.
         betas: decay of momentum and moment in blocks. Default (0.9, 0.95), as AdamW's for language models; Muon's is (0.95, 0).
         adamw_betas: the same for AdamW. Default (0.9, 0.95), usual for language models.
         eps: added to roots of single entries, in units of the gradient. Default 1e-8, AdamW's.
@@ -131,11 +131,11 @@ class Symo(torch.optim.Optimizer):
                     "Symo: to infer the symmetry, pass a model and example_inputs; else pass symmetry=, a Symmetry or a choice "
                     "such as OneSide()"
                 )
-            symmetry = Adapted(architecture(params, example_inputs, max_block))
+            symmetry = adapted(params, example_inputs, max_block)
         elif example_inputs is not None or max_block is not None:
             raise ValueError(
                 "Symo: example_inputs and max_block belong to an inferred symmetry, but symmetry= is given; pass one or the "
-                "other, or symmetry=Adapted(architecture(model, example_inputs, max_block))"
+                "other, or symmetry=adapted(model, example_inputs, max_block)"
             )
         self.routes: list[Route] = []
         defaults = {
