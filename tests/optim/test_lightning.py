@@ -112,7 +112,9 @@ def test_mixed_precision_computes_in_bfloat16_and_steps_in_float32():
     start, full = two_ranks.build().float(), plain(3)
     for p, q, s in zip(mixed.parameters(), full.parameters(), start.parameters(), strict=True):
         moved = (q - s).detach()
-        assert float((p - q).detach().norm()) < 0.2 * float(moved.norm())  # single entries may change their sign
+        assert float((p - q).detach().norm()) < 0.2 * float(
+            moved.norm()
+        )  # single entries may change their sign
 
 
 def test_bfloat16_parameters_keep_float32_state_over_a_checkpoint(tmp_path):

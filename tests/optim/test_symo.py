@@ -245,6 +245,7 @@ X = torch.ones(2, 2, dtype=torch.float64)
         (lambda: wg.Symo(mlp(), betas=(0.9, 1.0), symmetry=OneSide()), "betas are"),
         (lambda: wg.Symo(mlp(), damping=-1.0, symmetry=OneSide()), "damping is -1.0"),
         (lambda: wg.Symo(mlp(), refresh=0, symmetry=OneSide()), "refresh is 0"),
+        (lambda: wg.Symo(mlp(), example_inputs=X, max_block=0), "max_block is 0, expected >= 1"),
         (lambda: wg.Symo(mlp(), symmetry=lambda name, p: 3), "returned int"),
         (
             lambda: wg.Symo(mlp(), symmetry=wg.Symmetry.parse({"0.weight": "h .", "x": "h"}, h=wg.Permutation())),

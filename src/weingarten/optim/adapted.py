@@ -112,7 +112,7 @@ def adapted(model: nn.Module, example_inputs: Any, max_block: int | None = None)
             products than other matrix optimisers take, which factorise that side.
 
     Raises:
-        ValueError: if the model cannot be traced.
+        ValueError: if the model cannot be traced, or ``max_block`` is less than one.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.ReLU(), nn.Linear(8, 2, bias=False))
