@@ -3,9 +3,10 @@
 Rates and weight decay are chosen on seed 100, then seeds 0, 1, 2 are trained: see `optimizers_protocol`. Every method has the
 same batches, warm-up over a twentieth of the steps and a cosine to a tenth of the rate; one thread a trial, two trials side
 by side. Times are CPU-seconds of gradients and of the optimiser; evaluation is not counted, set-up (the inference of the
-symmetry) is listed apart. Finished trials are kept in the cache, so that a run that was broken off goes on where it was.
+symmetry) is listed apart. Finished trials are kept in the cache, so that a run that was broken off goes on where
+it was; `--known` takes those of earlier results as finished too, to add a method to them.
 
-    python -m benchmarks.optimizers [--quick] [--json PATH] [--figures DIR] [--only WORKLOAD ...] [--methods NAME ...]
+    python -m benchmarks.optimizers [--quick] [--json PATH] [--figures DIR] [--known PATH] [--only ...] [--methods ...]
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from benchmarks import optimizers_corpus as corpus
 from benchmarks.environment import report
-from benchmarks.optimizers_protocol import TUNING_SEED, WORKERS, pool, tune, wanted, work_off
+from benchmarks.optimizers_protocol import TUNING_SEED, WORKERS, ablated, pool, tune, wanted, work_off
 from benchmarks.optimizers_rivals import ABLATION, METHODS
 from benchmarks.optimizers_summary import ablation_of, finished, rows_of, summary_of
 from benchmarks.optimizers_tables import printed
@@ -34,13 +35,31 @@ def compact(record: Record) -> Record:
     if record["seed"] == TUNING_SEED:
         return {key: value for key, value in record.items() if key not in ("curve", "losses")}
     stops, losses = record["curve"]["step"], record["losses"]
+    if len(losses) < stops[-1]:  # means already, from earlier results
+        return record
     means = [sum(losses[a:b]) / (b - a) for a, b in itertools.pairwise(stops)]
     return {**record, "losses": [round(value, 4) for value in means]}
+
+
+def known(path: Path | None) -> dict[str, Record]:
+    """Trials of earlier results by their keys: all that they depend on but the code."""
+    if path is None:
+        return {}
+    content = json.loads(path.read_text())
+    lists = (
+        content["trials"],
+        content["tuning"],
+        {"gpt": {"ablation": content["ablation_trials"]}},
+    )
+    return {
+        r["key"]: r for found in lists for methods in found.values() for rs in methods.values() for r in rs
+    }
 
 
 def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run what the cache lacks; summarise everything it has."""
     cache = Cache(arguments.cache)
+    cache.records = known(arguments.known) | cache.records
     pairs = [(name, key) for name in arguments.only for key in arguments.methods if key in METHODS]
     lines = ["symo", *ABLATION]
     ablations = [key for key in lines if key in arguments.methods] if "gpt" in arguments.only else []
@@ -64,7 +83,9 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
         }
         for which in lists
     }
-    return summary_of(tables), {"quick": False, "tables": tables, "ablation": ablation, **records}
+    short = [compact(r) for key in lines for t in ablated(key, cache.get) if (r := cache.get(t))]
+    details = {"tables": tables, "ablation": ablation, "ablation_trials": short, **records}
+    return summary_of(tables), {"quick": False, **details}
 
 
 def tuned_rates() -> dict[str, tuple[float, float]]:
@@ -106,6 +127,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--cache", type=Path, default=Path("runs/optimizers"), help="folder of finished trials"
     )
+    parser.add_argument("--known", type=Path, help="earlier results, whose trials are not run again")
     parser.add_argument("--workers", type=int, default=WORKERS, help="trials side by side")
     parser.add_argument("--summary", action="store_true", help="run nothing, summarise the cache")
     return parser.parse_args()

@@ -147,7 +147,7 @@ def ablation(details: dict[str, Any], path: Path) -> None:
     right.set_yticks(range(len(rows)), [""] * len(rows))
     left.set_xlabel(f"validation loss after {WORKLOADS['gpt'].tuning_steps} steps")
     right.set_xlabel("optimiser's time over the gradient's")
-    for axes, title in ((left, "Groups on the GPT, the best of three rates"), (right, "Cost")):
+    for axes, title in ((left, "Groups on the GPT, 150 steps, the better of two rates"), (right, "Cost")):
         _dress(axes, title)
         axes.grid(axis="x", color="#e5e5e5")
         axes.set_axisbelow(True)

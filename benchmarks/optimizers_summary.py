@@ -75,7 +75,7 @@ def row(key: str, records: Sequence[Record], target: float | None) -> Row:
         reached = [(None, None) if target is None else _reached(r, target) for r in records]
     losses = [final(r) for r in records]
     gradient, optimizer = (sum(r[f"{part}_seconds"] for r in records) for part in ("gradient", "optimizer"))
-    steps = sum(len(r["losses"]) for r in records)
+    steps = sum(r["curve"]["step"][-1] for r in records)
     return {
         "lr": first["lr"],
         "weight_decay": first["weight_decay"],
@@ -115,7 +115,7 @@ def rows_of(done: dict[str, dict[str, list[Trial]]], find: Find) -> dict[str, di
 
 
 def ablation_of(keys: Iterable[str], find: Find) -> list[Row]:
-    """The best of three rates for every group, in the order of the table."""
+    """The better of two rates for every group, in the order of the table."""
     found = []
     for key in keys:
         records = [r for trial in ablated(key, find) if (r := find(trial))]

@@ -163,13 +163,13 @@ class Cache:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # broken off while it was written
                 continue
-            self.records[entry["key"]] = entry["record"]
+            self.records[entry["key"]] = entry["record"] | {"key": entry["key"]}
 
     def get(self, trial: Trial) -> Record | None:
         return self.records.get(trial.key)
 
     def add(self, trial: Trial, record: Record) -> None:
-        self.records[trial.key] = record
+        self.records[trial.key] = record | {"key": trial.key}
         line = json.dumps({"key": trial.key, "record": record}, allow_nan=False)
         broken = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with self.path.open("a") as file:
