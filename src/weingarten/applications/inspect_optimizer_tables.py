@@ -20,7 +20,7 @@ def routes_table(found: OptimizerPlan) -> Table:
         "route",
         "parameters",
         "shapes",
-        "blocks: columns x dimensions",
+        "moment",
         "Gflop / step",
         "state MB",
     ]

@@ -149,4 +149,7 @@ class EigenbasisMoment(Moment):
         """``entry by entry in eigenbases of 4 x 32 and 128``: four pieces of 32 on one axis, all 128 of another."""
         shapes = [frame.moment_shape(axis)[:2] for _, frame, axis in self.turned]
         sizes = [f"{blocks} x {size}" if blocks > 1 else f"{size}" for blocks, size in shapes]
-        return f"entry by entry in eigenbases of {' and '.join(sizes)}" if sizes else "entry by entry"
+        parts = f", in {len(self.frames)} parts" if len(self.frames) > 1 else ""
+        return (
+            f"entry by entry in eigenbases of {' and '.join(dict.fromkeys(sizes) if parts else sizes)}{parts}"
+        )
