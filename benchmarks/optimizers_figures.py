@@ -43,6 +43,15 @@ def _dress(axes: Any, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _handles(grid: Any) -> tuple[list[Any], list[str]]:
+    """Of the legend: every method once, whichever panel it is in."""
+    found = {}
+    for axes in grid.flat:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True)) | found
+    return list(found.values()), list(found)
+
+
 def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, metadata=None if path.suffix == ".png" else {"Date": None})
 
@@ -97,9 +106,7 @@ def curves(details: dict[str, Any], path: Path) -> None:
             _dress(axes, WORKLOADS[name].title)
             axes.set_xlabel(label)
         row[0].set_ylabel("validation loss")
-    figure.legend(
-        *grid[0][0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9
-    )
+    figure.legend(*_handles(grid), loc="outside right upper", frameon=False, fontsize=9)
     _save(figure, path)
 
 
@@ -125,8 +132,7 @@ def sweeps(details: dict[str, Any], path: Path) -> None:
         _dress(axes, workload.title)
         axes.set_xlabel("peak learning rate")
     grid[0][0].set_ylabel(f"validation loss, seed {next(_seeds(details), '')}")
-    handles = grid[0][0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside right upper", frameon=False, fontsize=9)
+    figure.legend(*_handles(grid), loc="outside right upper", frameon=False, fontsize=9)
     _save(figure, path)
 
 
