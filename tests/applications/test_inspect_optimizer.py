@@ -115,7 +115,7 @@ def test_routes_are_those_of_symo_grouped_and_counted():
     kinds = found.kinds()
     assert sum(kind.count for kind in kinds) == len(found.routes)
     assert total([kind.cost for kind in kinds]).flops == pytest.approx(total(found.costs).flops)
-    (up,) = [kind for kind in kinds if kind.leaves == "layers.*: up.weight"]
+    (up,) = [kind for kind in kinds if kind.leaves == "layers.*.up.weight"]
     assert (up.count, up.label, up.shapes) == (3, "block", "12 x 6")
 
 
