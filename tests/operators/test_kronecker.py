@@ -177,3 +177,25 @@ def test_diagonal_curvature_in_bfloat16():
     assert found.values["w"].dtype == torch.bfloat16
     expected = torch.tensor([1 / (1 + 1e-3), 1e3])
     torch.testing.assert_close(found.values["w"].float(), expected, rtol=4e-3, atol=0)
+
+
+def test_bases_of_null_spaces_do_not_depend_on_rounding():
+    """Two stacks that differ by rounding alone; the second matrix of each is nothing but that."""
+    q = torch.linalg.qr(normal(5, 5))[0]
+    plain = q @ torch.diag(torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0], dtype=torch.float64)) @ q.mT
+    noise = [1e-17 * (x + x.mT) for x in (normal(2, 5, 5, seed=1), normal(2, 5, 5, seed=2))]
+    stacks = [torch.stack([plain, torch.zeros_like(plain)]) + x for x in noise]
+    free, bases = [], []
+    for stack in stacks:
+        values, basis = torch.linalg.eigh(stack)
+        free.append(basis)
+        bases.append(factor.settled(values, basis))
+        torch.testing.assert_close(
+            bases[-1].mT @ bases[-1], torch.eye(5, dtype=torch.float64).expand(2, 5, 5)
+        )
+        torch.testing.assert_close(
+            bases[-1].mT @ stack @ bases[-1], torch.diag_embed(values.clamp(min=0)), atol=1e-15, rtol=0
+        )
+        torch.testing.assert_close(bases[-1][1].abs(), torch.eye(5, dtype=torch.float64))
+    torch.testing.assert_close(bases[0].abs(), bases[1].abs(), atol=1e-12, rtol=0)
+    assert float((free[0].abs() - free[1].abs()).abs().max()) > 0.1  # eigh's own do

@@ -20,6 +20,7 @@ __all__ = [
     "evaluate_each",
     "is_diagonal",
     "product_type",
+    "settled",
     "times_left",
     "times_right",
 ]
@@ -99,6 +100,35 @@ def eigh_each(stacks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """
     found = _in_batches(eigh, stacks)
     return [(values, basis.to(stack.dtype)) for (values, basis), stack in zip(found, stacks, strict=True)]
+
+
+def settled(values: Tensor, basis: Tensor) -> Tensor:
+    """The same eigenvectors, but in the null space those that diagonalise ``diag(1, ..., n)`` there.
+
+    In a null space every basis is one of eigenvectors, and which of them eigh returns is up to rounding. What is measured along
+    them afterwards, as in EKFAC, would depend on the processor. The null space is what rounding cannot tell from it:
+    eigenvalues up to ``n eps`` of the largest of the stack, since a matrix of the stack may be nothing but rounding (the keys of
+    attention, whose gradients sum to zero over positions). Where it is spanned by coordinate axes, they are the answer.
+
+    Args:
+        values: eigenvalues ``(k, n)``, ascending.
+        basis: eigenvectors ``(k, n, n)`` in its columns.
+
+    >>> turned = torch.tensor([[[0.6, 0.8, 0.0], [0.8, -0.6, 0.0], [0.0, 0.0, 1.0]]])
+    >>> settled(torch.tensor([[0.0, 0.0, 1.0]]), turned)[0].abs().round(decimals=4)
+    tensor([[1., 0., 0.],
+            [0., 1., 0.],
+            [0., 0., 1.]])
+    """
+    n = values.shape[-1]
+    numbers = torch.arange(1, n + 1, dtype=basis.dtype, device=basis.device).unsqueeze(-1)
+    counts = (values <= n * torch.finfo(basis.dtype).eps * values.max()).sum(-1).tolist()
+    found = basis.clone()
+    for matrix, count in zip(found, counts, strict=True):
+        if count > 1:
+            null = matrix[:, :count]
+            matrix[:, :count] = null @ eigh(null.mT @ (numbers * null))[1]
+    return found
 
 
 def _in_batches(

@@ -18,6 +18,7 @@ from weingarten.operators.factor import (
     evaluate_each,
     is_diagonal,
     product_type,
+    settled,
     times_left,
     times_right,
 )
@@ -77,8 +78,11 @@ class Kronecker(Batched):
         return self.layout.split(diagonal(self.outputs).unsqueeze(-1) * diagonal(self.inputs).unsqueeze(-2))
 
     def diagonalise(self) -> Eigenbasis:
-        """The same operator as two rotations and the outer product of the factors' eigenvalues."""
-        return _diagonalised([self])[0]
+        """The same operator as two rotations and the outer product of the factors' eigenvalues.
+
+        The rotations do not depend on rounding: see :func:`weingarten.operators.factor.settled`.
+        """
+        return _diagonalised([self], settle=True)[0]
 
     def __repr__(self) -> str:
         """Leaves and sizes of the factors."""
@@ -128,10 +132,13 @@ def _absorbed(curvature: Kronecker) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def _diagonalised(curvatures: Sequence[Kronecker]) -> list[Eigenbasis]:
+def _diagonalised(curvatures: Sequence[Kronecker], settle: bool = False) -> list[Eigenbasis]:
+    """With ``settle`` for those who look at the bases: a function of the operator does not depend on that of a null space."""
     factors = [*(c.inputs for c in curvatures), *(c.outputs for c in curvatures)]
     full = [i for i, factor in enumerate(factors) if not is_diagonal(factor)]
     pairs = dict(zip(full, eigh_each([factors[i] for i in full]), strict=True))
+    if settle:
+        pairs = {i: (values, settled(values, basis)) for i, (values, basis) in pairs.items()}
     found: list[Eigenbasis] = []
     for i, c in enumerate(curvatures):
         a, right = pairs.get(i, (diagonal(c.inputs), None))
