@@ -119,6 +119,10 @@ def adapted(model: nn.Module, example_inputs: Any, max_block: int | None = None)
     >>> adapted(model, torch.ones(2, 3)).max_block
     3
     """
+    if max_block is not None and max_block < 1:
+        raise ValueError(
+            f"adapted: max_block is {max_block}, expected >= 1; pass 1 to turn no axis, or None for the default"
+        )
     inner = unwrapped(model)
     return Adapted(
         infer_symmetry(inner, example_inputs), max_block or min(longest_short_side(inner), LARGEST)
