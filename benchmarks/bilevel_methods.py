@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import weingarten as wg
 from benchmarks.bilevel_protocol import Make
 
-__all__ = ["METHODS", "OURS", "Method"]
+__all__ = ["METHODS", "Method"]
 
 REFRESH = 5
 """Outer steps for which every method that estimates a curvature keeps it."""

@@ -50,7 +50,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Probe:
-    """A point in mid-training at which single hypergradients are compared: time, products, memory and, if the parameters are few, error.
+    """A point in mid-training where single hypergradients are compared: time, products, memory, and error if parameters are few.
 
     Attributes:
         problem: the problem; its model is small enough for a dense solve, or not.
@@ -68,8 +68,8 @@ class Probe:
 class Row(ABC):
     """One task on one data set.
 
-    Class attributes: ``name``, ``metric`` (its name), ``seconds`` (CPU-seconds of a trial), ``rates`` (four outer rates, increasing,
-    of which methods with a damping try the two in the middle), ``dampings`` (two).
+    Class attributes: ``name``; ``metric``, its name; ``seconds``, CPU-seconds of a trial; ``rates``, four outer rates, increasing,
+    of which methods with a damping try the two in the middle; ``dampings``, two.
     """
 
     name: str

@@ -1,0 +1,1 @@
+"""The tasks of bilevel learning as problem classes: each gives the two levels and the outer variables at the start."""
