@@ -96,6 +96,24 @@ def clean(
         list[str] | None,
         typer.Option(help="A column that is no feature, such as an identifier. May be repeated."),
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="The column that holds texts; --encoder turns them into numbers."),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of a Hugging Face encoder (config.json, tokenizer, model.safetensors) for --text. "
+            "Nothing is fetched."
+        ),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="The column that holds paths of image files, relative to the table's folder; "
+            "their pixels are features."
+        ),
+    ] = None,
     model: Annotated[str, typer.Option(help="linear or mlp.")] = Settings.model,
     hidden: Annotated[int, typer.Option(help="Hidden units of the mlp.")] = Settings.hidden,
     method: Annotated[
@@ -125,7 +143,9 @@ def clean(
     accuracy_true, seconds.
     """
     job = Job(
-        Request(train, label, trusted, trusted_size, held_out, noise, tuple(drop or ())),
+        Request(
+            train, label, trusted, trusted_size, held_out, noise, tuple(drop or ()), text, encoder, images
+        ),
         Settings(model, hidden, method, damping, steps, seconds, correct_labels),
         seeds,
         seed,

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from weingarten.applications.clean.encoder import Encoder
 from weingarten.applications.clean.encoding import Encoding
 from weingarten.applications.clean.errors import UserError, some
+from weingarten.applications.clean.images import Images
 from weingarten.applications.clean.noise import Noise
+from weingarten.applications.clean.reader import Reader
 from weingarten.applications.clean.table import BUILT_IN, Table, class_order, matched, read_table
+from weingarten.applications.clean.texts import Texts
 
-__all__ = ["Parts", "Request", "Source", "load", "split", "stratified"]
+__all__ = ["Parts", "Request", "Source", "load", "rehearse", "split", "stratified"]
 
 DIGITS_TRUSTED, DIGITS_HELD_OUT = 50, 500
 
@@ -30,6 +35,9 @@ class Request:
     held_out: str | None = None
     noise: str | None = None
     drop: tuple[str, ...] = ()
+    text: str | None = None
+    encoder: str | None = None
+    images: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Source:
         held_out_from: from ``train`` or ``trusted``.
         classes: names of the classes, in order.
         noise: put into the training rows, or None.
+        readers: of the columns, by name, that hold texts or pictures.
     """
 
     train: Table
@@ -53,11 +62,30 @@ class Source:
     trusted_size: int
     held_out_size: int
     held_out_from: str
+    readers: Mapping[str, Reader] = field(default_factory=dict)
+
+    def tables(self) -> dict[str, Table]:
+        """Those that were read."""
+        found = {"train": self.train, "trusted": self.trusted, "held_out": self.held_out}
+        return {name: table for name, table in found.items() if table is not None}
 
     def digests(self) -> dict[str, str]:
         """Which bytes were read."""
-        tables = {"train": self.train, "trusted": self.trusted, "held_out": self.held_out}
-        return {name: table.digest for name, table in tables.items() if table is not None}
+        tables = {name: table.digest for name, table in self.tables().items()}
+        return tables | {f"column {name}": reader.digest() for name, reader in self.readers.items()}
+
+    def prepare(self, cache: Path, progress: Callable[[float, str], None]) -> None:
+        """Let the readers make their vectors; ``cache`` is a folder for what should outlast an interruption."""
+        for reader in self.readers.values():
+            reader.prepare(cache, progress)
+
+    def picture(self, row: int) -> np.ndarray | None:
+        """Pixels (H, W) or (H, W, 3) of a row of the training table, large where light; None if there are none."""
+        features, shape = self.train.features, self.train.image_shape
+        if shape is not None:
+            return -features.iloc[row].to_numpy().reshape(shape)
+        found = (reader.picture(features[name].iloc[row]) for name, reader in self.readers.items())
+        return next((pixels for pixels in found if pixels is not None), None)
 
 
 @dataclass(frozen=True)
@@ -87,7 +115,8 @@ def load(request: Request) -> Source:
         UserError: at the first thing that cannot be.
     """
     noise = Noise.parse(request.noise) if request.noise else None
-    train = read_table(request.train, "TRAIN", request.label, request.drop)
+    _check_readers(request)
+    train = read_table(request.train, "TRAIN", request.label, request.drop, request.text, request.images)
     trusted = _other(request.trusted, "--trusted", request, train)
     held_table, held_size = None, None
     if request.held_out is not None:
@@ -102,7 +131,7 @@ def load(request: Request) -> Source:
     trusted_size = _trusted_size(request, train, trusted, len(classes))
     source = Source(train, trusted, held_table, classes, noise, trusted_size, held_size, held_from)
     _check(source)
-    return source
+    return replace(source, readers=_readers(request, source))
 
 
 def split(source: Source, seed: int, base_seed: int) -> Parts:
@@ -120,7 +149,7 @@ def split(source: Source, seed: int, base_seed: int) -> Parts:
         held, rest = stratified(y.numpy(), rest, source.held_out_size, np.random.default_rng([held_seed, 2]))
     if source.trusted is None:
         trusted, rest = stratified(y.numpy(), rest, source.trusted_size, np.random.default_rng([seed, 3]))
-    encoding = Encoding.fit(frames.iloc[rest])
+    encoding = Encoding.fit(frames.iloc[rest], source.readers)
     x, truth = encoding.apply(frames.iloc[rest]), y[torch.from_numpy(rest)]
     held_x, held_y = encoding.apply(frames.iloc[held]), y[torch.from_numpy(held)]
     trusted_x, trusted_y = encoding.apply(frames.iloc[trusted]), y[torch.from_numpy(trusted)]
@@ -138,6 +167,19 @@ def split(source: Source, seed: int, base_seed: int) -> Parts:
     noisy = truth if source.noise is None else source.noise.apply(truth, x, len(code), seed)
     known = None if source.noise is None else truth
     return Parts(encoding, torch.from_numpy(rest), x, noisy, known, trusted_x, trusted_y, held_x, held_y)
+
+
+def rehearse(source: Source, seed: int) -> None:
+    """Finds what only a split can find, without reading a text or a picture.
+
+    Raises:
+        UserError: as :func:`split` does.
+    """
+    blank = {
+        name: replace(table, features=table.features.assign(**dict.fromkeys(source.readers, 0.0)))
+        for name, table in source.tables().items()
+    }
+    split(replace(source, readers={}, **blank), seed, seed)  # type: ignore[arg-type]
 
 
 def stratified(
@@ -176,7 +218,37 @@ def _other(path: str | None, option: str, request: Request, train: Table) -> Tab
     if path == BUILT_IN:
         raise UserError(f"{option}: {BUILT_IN!r} is built in as TRAIN only, expected a .csv or .parquet file")
     drop = [name for name in request.drop if name in train.features.columns]
-    return matched(read_table(path, option, request.label or "label", drop), train, option)
+    label = request.label or "label"
+    return matched(
+        read_table(path, option, label, drop, text=request.text, images=request.images), train, option
+    )
+
+
+def _check_readers(request: Request) -> None:
+    if request.text is not None and request.images is not None:
+        raise UserError("--text and --images: found together, expected one of them; leave one out")
+    if request.text is not None and request.encoder is None:
+        raise UserError(
+            f"--text: found {request.text!r} without an encoder, expected --encoder FOLDER of a Hugging Face encoder"
+        )
+    if request.encoder is not None and request.text is None:
+        raise UserError(
+            "--encoder: found without --text, expected the name of the column to encode; add --text COLUMN"
+        )
+
+
+def _readers(request: Request, source: Source) -> dict[str, Reader]:
+    """The readers of the columns that need one, which have seen all tables and left their remarks there."""
+    found: dict[str, Reader] = {}
+    if request.text is not None:
+        assert request.encoder is not None
+        found[request.text] = Texts(Encoder.load(request.encoder))
+    if request.images is not None:
+        found[request.images] = Images.fit(source.train.features[request.images], source.train.name)
+    for name, reader in found.items():
+        for table in source.tables().values():
+            table.notes.extend(reader.inspect(table.features[name], table.name))
+    return found
 
 
 def _default_held_out(train: Table, trusted: Table | None, held_from: str) -> int:

@@ -31,7 +31,7 @@ class Table:
         features: one column per feature, numeric or categorical.
         labels: class names, one per row.
         digest: of the file's bytes, so that a resumed run can tell whether it is the same data.
-        image_shape: rows and columns of pixels, if each row is a picture.
+        image_shape: rows and columns of pixels, if the features are those of a picture.
         notes: remarks for the report.
     """
 
@@ -46,7 +46,14 @@ class Table:
         return len(self.labels)
 
 
-def read_table(source: str, option: str, label: str | None, drop: Sequence[str] = ()) -> Table:
+def read_table(
+    source: str,
+    option: str,
+    label: str | None,
+    drop: Sequence[str] = (),
+    text: str | None = None,
+    images: str | None = None,
+) -> Table:
     """The table of a file, or of the built-in data set.
 
     Args:
@@ -54,11 +61,18 @@ def read_table(source: str, option: str, label: str | None, drop: Sequence[str] 
         option: what the user calls this input, for error messages.
         label: name of the label's column.
         drop: names of columns that are no features.
+        text: name of the column of texts.
+        images: name of the column of image files. Their paths become absolute ones: they are relative to the table's folder.
 
     Raises:
         UserError: if there is no such file or column, or its contents cannot be used.
     """
+    read = {name: named for name, named in ((text, "--text"), (images, "--images")) if name is not None}
     if source == BUILT_IN and not Path(source).exists():
+        for named in read.values():
+            raise UserError(
+                f"{named}: found with the built-in {BUILT_IN!r}, which has numbers only; leave it out, or give a file"
+            )
         return _digits(label, drop)
     path = Path(source)
     frame = _read_frame(path, option)
@@ -67,9 +81,13 @@ def read_table(source: str, option: str, label: str | None, drop: Sequence[str] 
             f"--label: none given for {path.name}, expected the name of the label's column; "
             f"{near('label', frame.columns)}"
         )
-    for wanted, named in [(label, "--label"), *((name, "--drop") for name in drop)]:
+    for wanted, named in [(label, "--label"), *((name, "--drop") for name in drop), *read.items()]:
         if wanted not in frame.columns:
             raise UserError(f"{named}: {path.name} has no column {wanted!r}; {near(wanted, frame.columns)}")
+        if named in read.values() and wanted in (label, *drop):
+            raise UserError(
+                f"{named}: {wanted!r} is the column of --{'label' if wanted == label else 'drop'} too, expected a feature"
+            )
     labels = _class_names(frame[label], path.name)
     features = frame.drop(columns=[label, *drop])
     if features.shape[1] == 0:
@@ -77,9 +95,14 @@ def read_table(source: str, option: str, label: str | None, drop: Sequence[str] 
             f"{option}: {path.name} has no column besides the label and the dropped ones, expected features"
         )
     for name in features.columns:
-        _refuse_unusable(features[name], path.name)
+        if name in read:
+            features[name] = _values_to_read(features[name], path.name, read[name])
+        else:
+            _refuse_unusable(features[name], path.name)
+    if images is not None:
+        features[images] = [str(path.absolute().parent / value) for value in features[images]]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Table(path.name, features, labels, digest, notes=_remarks(features))
+    return Table(path.name, features, labels, digest, notes=_remarks(features.drop(columns=list(read))))
 
 
 def matched(table: Table, train: Table, option: str) -> Table:
@@ -203,9 +226,27 @@ def _class_names(column: pd.Series, name: str) -> np.ndarray:
     return labels
 
 
+def _values_to_read(column: pd.Series, file: str, named: str) -> list[str]:
+    """The texts or paths of a column; refuses one that lacks some or holds something else."""
+    what = "texts" if named == "--text" else "paths of image files"
+    missing = np.flatnonzero(column.isna() | (column.astype(str).str.strip() == ""))
+    if len(missing):
+        raise UserError(
+            f"{named}: {column.name!r} of {file} is empty or missing in {len(missing)} rows ({some(missing)}), expected {what}; "
+            "fill them in, or remove the rows"
+        )
+    strange = [value for value in column if not isinstance(value, str)]
+    if strange:
+        raise UserError(
+            f"{named}: {column.name!r} of {file} holds {type(strange[0]).__name__} values like {str(strange[0])[:40]}, "
+            f"expected {what}; is it the right column?"
+        )
+    return column.tolist()
+
+
 def _refuse_unusable(column: pd.Series, file: str) -> None:
     """Raises for a column that is neither numeric nor categorical."""
-    name, later = column.name, "for a later version"
+    name = column.name
     remedy = f"leave it out with --drop {name}"
     values = column.dropna()
     if values.empty:
@@ -220,7 +261,7 @@ def _refuse_unusable(column: pd.Series, file: str) -> None:
         return
     if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
         raise UserError(
-            f"column {name!r} of {file} holds dates; columns of dates are {later}; turn it into numbers, or {remedy}"
+            f"column {name!r} of {file} holds dates; columns of dates are for a later version; turn it into numbers, or {remedy}"
         )
     if not all(isinstance(value, (str, bool, int, float, np.generic)) for value in values):
         raise UserError(
@@ -231,13 +272,13 @@ def _refuse_unusable(column: pd.Series, file: str) -> None:
     different = text.nunique()
     if text.str.contains(_FILE).mean() > 0.5:
         raise UserError(
-            f"column {name!r} of {file} holds file paths like {text.iloc[0][:40]!r}; columns of "
-            f"text/images are {later}; {remedy}"
+            f"column {name!r} of {file} holds file paths like {text.iloc[0][:40]!r}; if they are "
+            f"images, read them with --images {name}, or else {remedy}"
         )
     if different > 0.5 * len(text) and text.str.split().str.len().mean() >= 3:
         raise UserError(
-            f"column {name!r} of {file} holds text like {text.iloc[0][:40]!r}; columns of text/images are "
-            f"{later}; {remedy}"
+            f"column {name!r} of {file} holds text like {text.iloc[0][:40]!r}; read it with "
+            f"--text {name} --encoder FOLDER, or {remedy}"
         )
     if different > MOST_CATEGORIES or (different > 20 and different > 0.5 * len(text)):
         raise UserError(
