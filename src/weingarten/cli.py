@@ -46,6 +46,9 @@ except ModuleNotFoundError as missing:
 
 __all__ = ["app"]
 
+ENCODER = "With --text: a Hugging Face encoder's folder (config.json, tokenizer, model.safetensors)."
+IMAGES = "The column of paths of image files, relative to the table's folder; pixels are features."
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -96,24 +99,9 @@ def clean(
         list[str] | None,
         typer.Option(help="A column that is no feature, such as an identifier. May be repeated."),
     ] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(help="The column that holds texts; --encoder turns them into numbers."),
-    ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder of a Hugging Face encoder (config.json, tokenizer, model.safetensors) for --text. "
-            "Nothing is fetched."
-        ),
-    ] = None,
-    images: Annotated[
-        str | None,
-        typer.Option(
-            help="The column that holds paths of image files, relative to the table's folder; "
-            "their pixels are features."
-        ),
-    ] = None,
+    text: Annotated[str | None, typer.Option(help="The column of texts, which --encoder reads.")] = None,
+    encoder: Annotated[str | None, typer.Option(help=ENCODER)] = None,
+    images: Annotated[str | None, typer.Option(help=IMAGES)] = None,
     model: Annotated[str, typer.Option(help="linear or mlp.")] = Settings.model,
     hidden: Annotated[int, typer.Option(help="Hidden units of the mlp.")] = Settings.hidden,
     method: Annotated[

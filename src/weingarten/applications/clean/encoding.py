@@ -81,10 +81,8 @@ class Vector:
         """Means and standard deviations; of numbers of one unit, the mean of the standard deviations of those that vary."""
         values = reader.read(column).astype("float64")
         scale, varying = values.std(axis=0), np.ptp(values, axis=0) > 0
-        if reader.one_unit and varying.any():
-            scale = np.full_like(scale, scale[varying].mean())
-        else:
-            scale = np.where(varying, scale, 1.0)
+        common = scale[varying].mean() if reader.one_unit and varying.any() else None
+        scale = np.where(varying, scale, 1.0) if common is None else np.full_like(scale, common)
         return Vector(str(column.name), tuple(values.mean(axis=0).tolist()), tuple(scale.tolist()), reader)
 
     @property

@@ -42,8 +42,10 @@ class Images(Reader):
 
     @staticmethod
     def fit(column: pd.Series, file: str) -> Images:
-        """A reader for the images of a column: greys if all of them are grey; the smallest height and the smallest width among
-        them, ``LARGEST`` at most.
+        """A reader for the images of a column.
+
+        Its pixels are greys if all images are grey. Its height is the smallest height among them and its width the smallest
+        width, ``LARGEST`` at most.
 
         Raises:
             UserError: if a file cannot be opened, or holds no image.
@@ -62,15 +64,13 @@ class Images(Reader):
         for row, value in enumerate(values):
             if value not in self._known:
                 self._known[value] = self._pixels(value, f"row {row} of {file}")
-        notes = [
-            f"Column {column.name} holds images. Their pixels are the features: {self.height} rows of {self.width}, "
-            f"{'in colour' if self.colour else 'in grey'}."
-        ]
+        tone = "in colour" if self.colour else "in grey"
+        size = f"{self.height} rows of {self.width} pixels"
+        notes = [f"Column {column.name} holds images. Their pixels are features: {size}, {tone}."]
         resized = sum(self._sizes[value] != (self.height, self.width) for value in values)
         if resized:
             notes.append(
-                f"{resized} of {len(values)} images of {file} had another size and were resized to {self.height} rows of "
-                f"{self.width} pixels."
+                f"{resized} of {len(values)} images of {file} had another size and were resized to {size}."
             )
         return notes
 

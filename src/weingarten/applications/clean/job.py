@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from weingarten.applications.clean.data import Request, Source, load, rehearse, split
+from weingarten.applications.clean.data import rehearse, split
 from weingarten.applications.clean.errors import UserError
 from weingarten.applications.clean.folder import Folder, plain, write_json
 from weingarten.applications.clean.labels import label_table
@@ -20,6 +20,7 @@ from weingarten.applications.clean.network import MODELS
 from weingarten.applications.clean.recipe import Settings
 from weingarten.applications.clean.report import write_report
 from weingarten.applications.clean.seed import SeedResult, run_seed
+from weingarten.applications.clean.source import Request, Source, load
 from weingarten.applications.clean.summary import Summary, summarise
 from weingarten.bilevel.methods import METHODS
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from weingarten.applications.clean.classifier import Classifier, restore
-from weingarten.applications.clean.data import Parts, Source, split
+from weingarten.applications.clean.data import Parts, split
 from weingarten.applications.clean.folder import read_tensors, write_json, write_tensors
 from weingarten.applications.clean.network import accuracy
 from weingarten.applications.clean.reader import Reader
 from weingarten.applications.clean.recipe import Cleaned, Settings, clean_labels
 from weingarten.applications.clean.rivals import auroc, compete
+from weingarten.applications.clean.source import Source
 
 __all__ = ["SeedResult", "run_seed"]
 

@@ -43,9 +43,9 @@ class Texts(Reader):
         texts = column.tolist()
         new = [text for text in dict.fromkeys(texts) if text not in self._lengths]
         self._lengths.update(zip(new, self.encoder.lengths(new), strict=True))
+        how = "which stays as it is: a text's vector is the mean over its tokens, scaled to length one"
         notes = [
-            f"Column {column.name} holds texts. They were turned into numbers by the encoder {self.encoder.name}, which stays as "
-            "it is: a text's vector is the mean over its tokens, scaled to length one."
+            f"Column {column.name} holds texts. The encoder {self.encoder.name} turned them into numbers, {how}."
         ]
         longer = sum(self._lengths[text] > self.encoder.limit for text in texts)
         if longer:
