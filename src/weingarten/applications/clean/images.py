@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,8 @@ class Images(Reader):
     def _pixels(self, value: str, place: str) -> np.ndarray:
         """(H, W) or (H, W, 3), uint8. What is transparent becomes white."""
         with _opened(value, place) as opened:
-            try:
-                opened.load()
-                image = ImageOps.exif_transpose(opened)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise _unreadable(value, place, error) from error
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
         self._sizes[value] = (image.height, image.width)
         if image.has_transparency_data:
             layer = image.convert("RGBA")
@@ -115,28 +113,27 @@ class Images(Reader):
         return np.asarray(image)
 
 
-def _opened(value: str, place: str) -> Image.Image:
+@contextmanager
+def _opened(value: str, place: str) -> Iterator[Image.Image]:
+    """The image of a file; errors while it is opened or read within the block become the user's."""
     try:
-        image = Image.open(value)
+        with Image.open(value) as image:
+            if image.mode not in GREYS + COLOURS:
+                raise UserError(
+                    f"--images: {place}: {value} has pixels of mode {image.mode}, expected 8 bits of grey or colour; convert it"
+                )
+            yield image
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(
             f"--images: {place}: no such image: {value}; paths are relative to the table's folder, or absolute"
         ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _unreadable(value, place, error) from error
-    if image.mode not in GREYS + COLOURS:
-        image.close()
+        reason = str(error).replace(repr(value), "").strip()[:100] or type(error).__name__
         raise UserError(
-            f"--images: {place}: {value} has pixels of mode {image.mode}, expected 8 bits of grey or colour; convert it"
-        )
-    return image
-
-
-def _unreadable(value: str, place: str, error: Exception) -> UserError:
-    reason = str(error).replace(repr(value), "").strip()[:100] or type(error).__name__
-    return UserError(
-        f"--images: {place}: {value} is no readable image ({reason}); replace it, or remove the row"
-    )
+            f"--images: {place}: {value} is no readable image ({reason}); replace it, or remove the row"
+        ) from error
 
 
 def _upright(image: Image.Image) -> tuple[int, int]:
