@@ -70,8 +70,6 @@ class Encoder:
                 model, found = transformers.AutoModel.from_pretrained(
                     str(folder), use_safetensors=True, output_loading_info=True, **where
                 )
-            except UserError:
-                raise
             except Exception as error:  # whatever third parties raise over a folder that somebody else made
                 raise _unusable(folder, option, error) from error
         absent = sorted(name for name in found["missing_keys"] if "pooler" not in name)  # pooling is ours
@@ -93,6 +91,8 @@ class Encoder:
         encoder = Encoder(folder.resolve().name, _digest(folder), tokenizer, model, _limit(tokenizer, model))
         try:
             encoder.encode(["a"])
+        except UserError:
+            raise
         except Exception as error:  # a model that takes other inputs, or says something else
             raise _unusable(folder, option, error) from error
         return encoder
