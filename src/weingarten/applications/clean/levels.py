@@ -14,10 +14,41 @@ from weingarten.losses import CrossEntropy
 from weingarten.objective import Batch, Objective
 from weingarten.tree import Tree, TreeLike
 
-__all__ = ["GivenAndTrusted", "Levels", "row_weight"]
+__all__ = ["GivenAndTrusted", "Levels", "believed_transition", "evenly_wrong", "row_weight"]
 
 START = 2.0
 """Weights start at ``sigmoid(2) = 0.88``: high, and where the sigmoid still answers."""
+
+
+def evenly_wrong(classes: int, kept: float) -> Tensor:
+    """T (C, C) of labels that stay with probability ``kept`` and else change to every other class alike.
+
+    >>> evenly_wrong(3, 0.5)[0]
+    tensor([0.5000, 0.2500, 0.2500])
+    """
+    others = (1 - kept) / max(1, classes - 1)
+    return torch.full((classes, classes), others).fill_diagonal_(kept)
+
+
+def believed_transition(probability: Tensor, given: Tensor, prior: Tensor, strength: float = 10.0) -> Tensor:
+    r"""T from what a model believes: ``T[c, j]`` in proportion to ``sum_n p(c | x_n) [y_n = j] + strength prior[c, j]``.
+
+    It shows noise that depends on the class, such as labels that mostly stayed at one default class, from which a start of
+    even noise does not lead away. A model that errs blurs T, and does not bend it.
+
+    Args:
+        probability: of the true classes (N, C), by a model that has not seen the given labels.
+        given: labels (N,).
+        prior: T (C, C) without data.
+        strength: rows that the prior counts for, per class: ten, so that a class of a few rows is not denied on their account.
+
+    >>> believed_transition(torch.eye(2), torch.tensor([0, 0]), torch.full((2, 2), 0.5), 2.0)
+    tensor([[0.6667, 0.3333],
+            [0.6667, 0.3333]])
+    """
+    counts = probability.T @ torch.nn.functional.one_hot(given, probability.shape[1]).to(probability.dtype)
+    counts = counts + strength * prior.to(counts)
+    return counts / counts.sum(1, keepdim=True)
 
 
 def row_weight(hparams: TreeLike) -> Tensor:
@@ -66,19 +97,19 @@ class Levels:
         objective = Objective(self.model, CrossEntropy())
         return Problem(Level(objective, self.fitted, L2(self.weight_decay)), Level(objective, self.held))
 
-    def start(self, kept: float = 0.6, trusted: float = 0.1) -> Tree:
+    def start(self, transition: Tensor | None = None, kept: float = 0.6, trusted: float = 0.1) -> Tree:
         """Outer variables at the start: ``weight`` u (N,), ``trusted`` log rho, ``transition`` logits of T's rows (C, C).
 
         Args:
+            transition: T (C, C), entries positive, rows of sum one; default: ``kept`` on the diagonal.
             kept: T's diagonal, below one: T is not to be learned from a start that denies noise.
             trusted: rho, small: trusted rows are few and soon overfitted.
         """
         like = next(self.model.parameters()).detach()
         found = {"weight": like.new_full((self.given,), START), "trusted": like.new_tensor(math.log(trusted))}
         if self.correct:
-            others = math.log((1 - kept) / max(1, self.classes - 1))
-            logits = like.new_full((self.classes, self.classes), others)
-            found["transition"] = logits.fill_diagonal_(math.log(kept))
+            first = evenly_wrong(self.classes, kept) if transition is None else transition
+            found["transition"] = first.to(like).log()
         return found
 
     def transition(self, hparams: TreeLike) -> Tensor:

@@ -23,6 +23,8 @@ __all__ = ["Cleaned", "Settings", "clean_labels"]
 LOOP = 0.9
 """The outer loop's share of the progress bar."""
 THRESHOLD = 0.5
+TRUSTED_SHARE = 0.3
+"""Of the final training's weight, at least, however few the trusted rows are: what is corrected is a belief, what is trusted is not."""
 REASON = "where the cleaned model finds the given label less likely than all others together"
 
 
@@ -127,5 +129,6 @@ def _finish(network: nn.Module, task: Task, outcome: Outcome, seed: int) -> None
     """Train the network on the corrected labels and the trusted rows, which count fully."""
     soft, confidence = task.corrected(outcome.params, outcome.hparams)
     trusted = functional.one_hot(task.labels[len(soft) :], soft.shape[1]).to(soft.dtype)
-    weights = torch.cat([confidence, torch.ones(len(trusted), dtype=soft.dtype)])
+    each = max(1.0, TRUSTED_SHARE / (1 - TRUSTED_SHARE) * float(confidence.sum()) / len(trusted))
+    weights = torch.cat([confidence, torch.full((len(trusted),), each, dtype=soft.dtype)])
     Final().fit(network, task.x, torch.cat([soft, trusted]), weights, seed)

@@ -11,9 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from weingarten.applications.clean.final import posterior
+from weingarten.applications.clean.final import Final, posterior
 from weingarten.applications.clean.folds import Folds, assign_folds, out_of_fold
-from weingarten.applications.clean.levels import GivenAndTrusted, Levels, row_weight
+from weingarten.applications.clean.levels import (
+    GivenAndTrusted,
+    Levels,
+    believed_transition,
+    evenly_wrong,
+    row_weight,
+)
 from weingarten.applications.clean.network import build_network
 from weingarten.applications.clean.record import Record
 from weingarten.applications.clean.row_adam import RowAdam
@@ -29,6 +35,8 @@ RATES, BETAS = {"weight": 0.1, "transition": 0.1, "trusted": 0.05}, (0.9, 0.99)
 REFRESH = 5
 """Outer steps between two estimates of the curvature."""
 CHECKPOINT_EVERY = 10
+FIRST, KEPT = Final(weight_decay=1e-2, mixup=False), 0.6
+"""How the first network is trained, and the share of labels that stay where nothing else is known."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class Task:
     ) -> tuple[Outcome, list[dict[str, float]]]:
         """Alternate training and hypergradients; what it left, and its history."""
         damping = DAMPING if settings.damping is None else settings.damping
-        problem, hparams = self.levels.problem(), self.levels.start()
+        problem, hparams = self.levels.problem(), self.levels.start(self._first_transition(settings, seed))
         data = GivenAndTrusted.pair(self.x, self.labels, self.fold, FOLDS, self.levels.given, BATCH)
         with Record(
             self.trusted_accuracy, settings.seconds, progress, checkpoint, CHECKPOINT_EVERY, resume
@@ -118,14 +126,26 @@ class Task:
     def corrected(self, params: Tree, hparams: Tree) -> tuple[Tensor, Tensor]:
         """Label distributions of the given rows (N, C) and how much each should count (N,).
 
-        These are the posterior and its largest entry; without correction the given labels and the learned weights.
+        These are the posterior and the square of its largest entry; without correction the given labels and the learned weights.
         """
         rows = slice(self.levels.given)
         if not self.levels.correct:
             given = functional.one_hot(self.labels[rows], self.levels.classes)
             return given.to(self.x.dtype), row_weight(hparams)
         soft = posterior(self.out_of_fold(params, rows), self.levels.transition(hparams), self.labels[rows])
-        return soft, soft.max(1).values
+        return soft, soft.max(1).values ** 2
+
+    def _first_transition(self, settings: Settings, seed: int) -> Tensor | None:
+        """T as a network believes it that knows the trusted rows alone; None without correction."""
+        if not self.levels.correct:
+            return None
+        given, classes = self.levels.given, self.levels.classes
+        network = build_network(settings.model, self.x.shape[1], settings.hidden, classes, seed).to(self.x)
+        trusted = functional.one_hot(self.labels[given:], classes).to(self.x.dtype)
+        FIRST.fit(network, self.x[given:], trusted, torch.ones(len(trusted), dtype=self.x.dtype), seed)
+        with torch.no_grad():
+            believed = network(self.x[:given]).softmax(1)
+        return believed_transition(believed, self.labels[:given], evenly_wrong(classes, KEPT))
 
     def _warm(self, problem: Problem, hparams: Tree, source: Source, seed: int) -> Tree:
         """The networks' parameters after training at the first outer variables."""
