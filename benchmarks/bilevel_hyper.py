@@ -241,4 +241,68 @@ def moved(images: Tensor, generator: torch.Generator) -> Tensor:
     return warp(images, *(noise * torch.tensor(TRUE_RANGES)).unbind(1))
 
 
-ROWS: list[Row] = [DecayPerWeight(), DecayPerGroup(), Augmentation()]
+class InnerRate(Row):
+    """Rates of SGD, one per leaf, from a start a hundred times too small, while training goes on from scratch.
+
+    A rate moves no minimum, so implicit differentiation has no say; unrolled methods run with the row's optimiser in place of
+    their own, which would not depend on the rates. How many steps they look ahead decides how small a rate they prefer.
+    """
+
+    name, metric = "inner rate", "minus test loss"
+    seconds = 2.0
+    rates = (0.03, 0.1, 0.3, 1.0)
+    dampings = (1e-3, 1e-2)
+    methods = ("one step", "unrolled 5")
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 10))
+
+    def setup(self, seed: int) -> tuple[InnerRates, Setup]:
+        generator = torch.Generator().manual_seed(seed)
+        images, labels = digits()
+        data = split(images.flatten(1), labels, 600, 300, generator)
+        task = InnerRates(seeded(self.model, seed), rate=3e-3, momentum=0.9)
+        problem = task.problem()
+        params = {name: p.clone() for name, p in problem.inner.objective.params().items()}
+        rows = (wg.Rows(*part, batch_size=64) for part in (data.train, data.held))
+        return task, Setup(problem, params, task.start(), *rows, data.test)
+
+    def run(self, make: Make, setting: Setting, seed: int) -> Result:
+        task, setup = self.setup(seed)
+        method, followed, clock = make(setting.damping, None), task.followed(), Clock(self.seconds)
+        assert isinstance(method, wg.Unrolled), f"the row {self.name} takes unrolled methods only"
+        try:
+            found = wg.solve(
+                setup.problem,
+                replace(method, optimizer=task.optimizer),
+                followed.make,
+                partial(torch.optim.Adam, lr=setting.rate),
+                10**6,
+                hparams=setup.hparams,
+                params=setup.params,
+                inner_data=setup.inner,
+                outer_data=setup.outer,
+                inner_steps=5,
+                callbacks=[followed.follow, clock],
+                seed=seed,
+            )
+        except BROKEN:
+            return clock.result(math.nan)
+        outer, logs = (
+            setup.problem.outer,
+            {f"log rate {name}": float(h) for name, h in found.hparams.items()},
+        )
+        right = accuracy(outer, found.params, setup.test)
+        return clock.result(-loss(outer, found.params, setup.test), test_accuracy=right, **logs)
+
+    def symmetry(self) -> wg.Symmetry | None:
+        return None
+
+    def probe(self, seed: int) -> Probe:
+        _, setup = self.setup(seed)
+        generator = torch.Generator().manual_seed(seed)
+        batches = wg.Batches(setup.outer.draw(generator), setup.inner.draw(generator))
+        return Probe(setup.problem, setup.params, setup.hparams, batches)
+
+
+ROWS: list[Row] = [DecayPerWeight(), DecayPerGroup(), Augmentation(), InnerRate()]
