@@ -1,8 +1,8 @@
 """Row of the bilevel benchmark: how much masked-token prediction should weigh beside question classification (TREC).
 
-300 labelled questions are the main task, another 300 judge the weights, and all 5,033 questions of the training set, without their
-labels, ask for their masked tokens. Four outer variables: the masked tokens by frequency in three bins, and a fourth sort with
-random answers, of which nothing can be learned and whose weight should vanish.
+300 labelled questions are the main task, another 300 judge the weights, and all 5,033 questions of the training set, without
+their labels, ask for their masked tokens. Four outer variables: the masked tokens by frequency in three bins, and a fourth sort
+with random answers, of which nothing can be learned and whose weight should vanish.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from benchmarks.bilevel_hyper import BROKEN, accuracy, loss, seeded, train
 from benchmarks.bilevel_protocol import Clock, Make, Probe, Result, Row, Setting
 from weingarten.applications.problems import AuxiliaryWeights, Joined, masked_rows
 from weingarten.applications.problems.auxiliary_weights import OwnClasses
+from weingarten.tree import Tree
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "trec"
 PAD, MASK, RARE, SPECIAL = 0, 1, 2, 3
@@ -99,7 +100,7 @@ class AuxiliaryTREC(Row):
     inner_rate = 5e-3
     folder = FOLDER
 
-    def setup(self, seed: int) -> tuple[wg.Problem, wg.Tree, wg.Tree, wg.Source, wg.Rows, tuple]:
+    def setup(self, seed: int) -> tuple[wg.Problem, Tree, Tree, wg.Source, wg.Rows, tuple]:
         generator = torch.Generator().manual_seed(seed)
         known, test = questions(self.folder)
         order = torch.randperm(len(known.labels), generator=generator)
@@ -129,7 +130,7 @@ class AuxiliaryTREC(Row):
                 params=warm,
                 inner_data=inner,
                 outer_data=held,
-                inner_steps=5,
+                inner_steps=2,
                 callbacks=[clock],
                 seed=seed,
             ).hparams

@@ -19,6 +19,7 @@ import weingarten as wg
 from benchmarks.bilevel_protocol import Clock, Make, Probe, Result, Row, Setting
 from weingarten.applications.problems import AugmentationRange, InnerRates, Jittered, WeightDecays
 from weingarten.applications.problems.augmentation_range import TRANSFORMS, warp
+from weingarten.tree import Tree
 
 BROKEN = (wg.DivergenceError, ValueError)
 """How a run may end without a result: not finite, singular, or a method that the row does not suit."""
@@ -51,9 +52,7 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
         return build()
 
 
-def train(
-    level: wg.Level, start: wg.Tree, hparams: wg.Tree, source: wg.Source, steps: int, rate: float
-) -> wg.Tree:
+def train(level: wg.Level, start: Tree, hparams: Tree, source: wg.Source, steps: int, rate: float) -> Tree:
     """Parameters after Adam steps from the start, at fixed outer variables."""
     generator = torch.Generator().manual_seed(0)
     params = {name: p.detach().clone().requires_grad_() for name, p in start.items()}
@@ -66,12 +65,12 @@ def train(
     return {name: p.detach() for name, p in params.items()}
 
 
-def accuracy(level: wg.Level, params: wg.Tree, data: tuple[Tensor, Tensor]) -> float:
+def accuracy(level: wg.Level, params: Tree, data: tuple[Tensor, Tensor]) -> float:
     with torch.no_grad():
         return float((level.objective.forward(params, data[0]).argmax(1) == data[1]).float().mean())
 
 
-def loss(level: wg.Level, params: wg.Tree, data: tuple[Tensor, Tensor]) -> float:
+def loss(level: wg.Level, params: Tree, data: tuple[Tensor, Tensor]) -> float:
     with torch.no_grad():
         return float(level.objective.value(params, wg.Batch(*data)))
 
@@ -81,8 +80,8 @@ class Setup:
     """One task on one seed: both levels, the start, and the data of both levels."""
 
     problem: wg.Problem
-    params: wg.Tree
-    hparams: wg.Tree
+    params: Tree
+    hparams: Tree
     inner: wg.Source
     outer: wg.Source
     test: tuple[Tensor, Tensor]
@@ -98,7 +97,7 @@ class Retrained(Row):
     def setup(self, seed: int) -> Setup:
         raise NotImplementedError
 
-    def warm(self, setup: Setup) -> wg.Tree:
+    def warm(self, setup: Setup) -> Tree:
         return train(
             setup.problem.inner, setup.params, setup.hparams, setup.inner, self.length, self.inner_rate
         )
@@ -130,7 +129,7 @@ class Retrained(Row):
             accuracy(outer, found, test), test_loss=loss(outer, found, test), **self.describe(hparams)
         )
 
-    def describe(self, hparams: wg.Tree) -> dict[str, float]:
+    def describe(self, hparams: Tree) -> dict[str, float]:
         """Figures of the outer variables at the end."""
         return {}
 
@@ -178,7 +177,7 @@ class DecayPerGroup(Decays):
 
     name = "decay per group"
 
-    def describe(self, hparams: wg.Tree) -> dict[str, float]:
+    def describe(self, hparams: Tree) -> dict[str, float]:
         return {f"log decay {name}": float(h) for name, h in hparams.items()}
 
 
@@ -188,7 +187,7 @@ class DecayPerWeight(Decays):
     name = "decay per weight"
     each_weight = True
 
-    def describe(self, hparams: wg.Tree) -> dict[str, float]:
+    def describe(self, hparams: Tree) -> dict[str, float]:
         first = hparams["0.weight"]
         return {
             "log decay pixels": float(first[:, :64].mean()),
@@ -223,13 +222,11 @@ class Augmentation(Retrained):
         task = AugmentationRange(model, decay=1e-3)
         problem = task.problem()
         params = {name: p.clone() for name, p in problem.inner.objective.params().items()}
-        held, test = (
-            (moved(x, generator), y) for x, y in (data.held, data.test)
-        )
+        held, test = ((moved(x, generator), y) for x, y in (data.held, data.test))
         inner = Jittered(wg.Rows(*data.train, batch_size=100))
         return Setup(problem, params, task.start(), inner, wg.Rows(*held), test)
 
-    def describe(self, hparams: wg.Tree) -> dict[str, float]:
+    def describe(self, hparams: Tree) -> dict[str, float]:
         return {f"range {name}": float(h.exp()) for name, h in hparams.items()}
 
     def symmetry(self) -> wg.Symmetry | None:

@@ -68,9 +68,9 @@ class Probe:
 class Row(ABC):
     """One task on one data set.
 
-    Class attributes: ``name``; ``metric``, its name; ``seconds``, CPU-seconds of a trial; ``rates``, four outer rates, increasing,
-    of which methods with a damping try the two in the middle; ``dampings``, two; ``methods``, names of those that take part, or None
-    for all.
+    Class attributes: ``name``; ``metric``, its name; ``seconds``, CPU-seconds of a trial; ``rates``, four outer rates,
+    increasing, of which methods with a damping try the two in the middle; ``dampings``, two; ``methods``, names of those that
+    take part, or None for all.
     """
 
     name: str

@@ -4,7 +4,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import matplotlib
+import matplotlib as mpl
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -12,9 +12,10 @@ from torch import nn
 import weingarten as wg
 from weingarten.applications.problems import AugmentationRange, InnerRates, Jittered, WeightDecays
 from weingarten.applications.problems.augmentation_range import TRANSFORMS, warp
+from weingarten.tree import Tree
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 - after the backend is chosen
+mpl.use("Agg")
+from matplotlib import pyplot as plt
 
 ADAM = torch.optim.Adam
 TRUE = (0.5, 0.02, 0.1, 1.5)  # by which held-out digits are turned, scaled and shifted
@@ -29,7 +30,7 @@ def parts(x: torch.Tensor, y: torch.Tensor, batch: int | None = None) -> tuple[w
     return wg.Rows(x[:200], y[:200], batch), wg.Rows(x[200:600], y[200:600])
 
 
-def decays(images: torch.Tensor, labels: torch.Tensor, steps: int) -> wg.Tree:
+def decays(images: torch.Tensor, labels: torch.Tensor, steps: int) -> Tree:
     """64 pixels and 64 columns of noise: which weights should decay?"""
     x = torch.cat([images.flatten(1), 0.5 * torch.randn(len(images), 64)], 1)
     task = WeightDecays(network(128), decay=1e-3, each_weight=True)
@@ -42,7 +43,7 @@ def decays(images: torch.Tensor, labels: torch.Tensor, steps: int) -> wg.Tree:
     return found.hparams
 
 
-def ranges(images: torch.Tensor, labels: torch.Tensor, steps: int) -> tuple[wg.Tree, list[list[float]]]:
+def ranges(images: torch.Tensor, labels: torch.Tensor, steps: int) -> tuple[Tree, list[list[float]]]:
     """Upright digits to train on, turned and shifted ones to judge by: how were these made?"""
     noise = (2 * torch.rand(len(images), 4) - 1) * torch.tensor(TRUE)
     task, path = AugmentationRange(network(64)), []
@@ -89,13 +90,13 @@ def main(figure: str = "runs/weight_decays.png", steps: int = 100) -> tuple[floa
 
 def draw(figure: str, decay: torch.Tensor, path: list, followed: list) -> None:
     _, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    shown = axes[0].imshow(decay.mean(0).reshape(2, 8, 8).permute(1, 0, 2).reshape(8, 16))
+    shown = axes[0].imshow(decay.mean(0).reshape(2, 8, 8).permute(1, 0, 2).reshape(8, 16).numpy())
     axes[0].figure.colorbar(shown, ax=axes[0], orientation="horizontal")
     axes[0].set_title("mean log decay: pixels left, noise right")
     for place, name in enumerate(TRANSFORMS):
         axes[1].plot([row[place] for row in path], label=name, color=f"C{place}")
         axes[1].axhline(TRUE[place], linestyle=":", color=f"C{place}")
-    axes[1].set(title="augmentation ranges; dotted: as held-out digits were made", xlabel="outer step")
+    axes[1].set(title="augmentation ranges, found and (dotted) true", xlabel="outer step")
     axes[1].legend()
     for place, name in enumerate(("first weight", "first bias", "last weight", "last bias")):
         axes[2].semilogy([row[place] for row in followed], label=name)
