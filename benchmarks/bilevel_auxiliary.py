@@ -109,7 +109,7 @@ class AuxiliaryTREC(Row):
             wg.Rows((known.tokens[rows], torch.zeros_like(rows)), known.labels[rows], size)
             for rows, size in ((first, 64), (second, None), (others, None))
         )
-        task = AuxiliaryWeights(seeded(Bag, seed), CLASSES, SORTS, weight=0.1, decay=3e-3)
+        task = AuxiliaryWeights(seeded(Bag, seed), CLASSES, SORTS, weight=1.0, decay=3e-3)
         problem = task.problem()
         params = {name: p.clone() for name, p in problem.inner.objective.params().items()}
         judged = (rest.inputs, rest.targets), ((test.tokens, torch.zeros_like(test.labels)), test.labels)
