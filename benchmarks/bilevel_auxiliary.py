@@ -88,8 +88,11 @@ def masked(tokens: Tensor, generator: torch.Generator) -> wg.Rows:
 class AuxiliaryTREC(Row):
     """Masked-token prediction for question classification.
 
-    With 300 labelled questions the classifier overfits, and shared embeddings learned from all questions can help; random answers
-    hurt as much as they weigh. A weight acts on held-out questions only by way of the trained embeddings.
+    There is little to win and much to lose. Decay alone makes a fair classifier of 300 questions; on seed 50 the test loss is
+    1.094 without auxiliary rows, 1.081 at weights of one without the random answers, and 1.24 where they weigh 20. Weights start
+    at one, from where a method has to leave the useful sorts about where they are and take the random answers down. A weight
+    acts on held-out questions only by way of the trained embeddings. The loss is on the 4,433 questions that are neither fitted
+    nor held out; that on the 500 questions of the test file, whose classes are distributed otherwise, is in ``extra``.
     """
 
     name, metric = "auxiliary TREC", "minus test loss"
@@ -109,7 +112,7 @@ class AuxiliaryTREC(Row):
             wg.Rows((known.tokens[rows], torch.zeros_like(rows)), known.labels[rows], size)
             for rows, size in ((first, 64), (second, None), (others, None))
         )
-        task = AuxiliaryWeights(seeded(Bag, seed), CLASSES, SORTS, weight=1.0, decay=3e-3)
+        task = AuxiliaryWeights(seeded(Bag, seed), CLASSES, SORTS, weight=1.0, decay=1e-2)
         problem = task.problem()
         params = {name: p.clone() for name, p in problem.inner.objective.params().items()}
         judged = (rest.inputs, rest.targets), ((test.tokens, torch.zeros_like(test.labels)), test.labels)
