@@ -69,7 +69,8 @@ class Row(ABC):
     """One task on one data set.
 
     Class attributes: ``name``; ``metric``, its name; ``seconds``, CPU-seconds of a trial; ``rates``, four outer rates,
-    increasing, of which methods with a damping try the two in the middle; ``dampings``, two.
+    increasing, of which methods with a damping try the two in the middle; ``dampings``, two; ``methods``, names of those that
+    take part, or None for all.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Row(ABC):
     seconds: float
     rates: tuple[float, float, float, float]
     dampings: tuple[float, float]
+    methods: tuple[str, ...] | None = None
 
     @abstractmethod
     def run(self, make: Make, setting: Setting, seed: int) -> Result:

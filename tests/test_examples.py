@@ -25,6 +25,20 @@ def test_plain_loop(capsys):
     assert "0.weight" in capsys.readouterr().out
 
 
+def test_weight_decays(tmp_path):
+    contrast, right, loss = main_of("weight_decays.py")(str(tmp_path / "figure.png"), steps=20)
+    assert contrast > 0.3  # noise decays more than pixels; both start alike
+    assert right > 0.4  # from 0.3 towards 1.5
+    assert loss < 1.8  # with the rates of the start: 2.0
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_auxiliary_task(tmp_path):
+    right, (opening, company, random) = main_of("auxiliary_task.py")(str(tmp_path / "figure.png"), steps=100)
+    assert right > 0.7  # without auxiliary rows: 0.63
+    assert company > 10 * max(opening, random)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_trainer_of_hugging_face():
     pytest.importorskip("accelerate")

@@ -240,19 +240,23 @@ def test_each_batch_is_used_for_its_own_purpose():
     assert (indirect[:5] != 0).all()
 
 
-def test_hparams_that_nothing_depends_on_have_zero_gradient():
+@pytest.mark.parametrize("name", ["exact", "unrolled", "identity"])
+def test_hparams_that_nothing_depends_on_are_refused_by_name(name):
     case = classification()
-    hparams = {**case.hparams, "unused": torch.ones(2, dtype=torch.float64)}
-    for name in ("exact", "unrolled", "sama", "f2sa"):
-        assert (
-            wg.make_method(name)(case.problem, case.params, hparams, case.batches).value["unused"] == 0
-        ).all()
+    hparams = {**case.hparams, "rate": torch.ones(2, dtype=torch.float64)}
+    with pytest.raises(ValueError, match=r"outer variable 'rate' enters neither level .*by unrolling only"):
+        wg.make_method(name)(case.problem, case.params, hparams, case.batches)
     plain = wg.Level(case.problem.inner.objective)
-    for name in ("exact", "sama", "f2sa"):
-        found = wg.make_method(name)(
-            wg.Problem(plain, plain), case.params, {"unused": hparams["unused"]}, case.batches
-        )
-        assert (found.value["unused"] == 0).all()
+    with pytest.raises(ValueError, match="'rate'"):
+        wg.make_method(name)(wg.Problem(plain, plain), case.params, {"rate": hparams["rate"]}, case.batches)
+
+
+def test_hparams_that_matter_but_happen_to_have_zero_gradient_are_not_refused():
+    case = classification()
+    level = wg.Level(case.problem.inner.objective, penalty=lambda p, h: h["c"] ** 2 * p["0.weight"].sum())
+    problem = wg.Problem(level, wg.Level(case.problem.inner.objective))
+    hparams = {"c": torch.zeros((), dtype=torch.float64)}
+    assert wg.make_method("exact")(problem, case.params, hparams, case.batches).value["c"] == 0
 
 
 def test_warm_start_continues_from_the_last_product():

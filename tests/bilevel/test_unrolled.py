@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -83,6 +84,41 @@ def test_truncation_differentiates_the_last_steps_only(name):
         middle = after(problem, params, hparams, batches, factory, 3)
         expected = wg.Unrolled(2, ours)(problem, middle, hparams, batches)
         assert relative_error(cut.value, expected.value) < 1e-10
+
+
+RATES = {
+    "one rate": (lambda h: wg.SGD(h["r"].exp(), 0.9), {"r": torch.tensor(0.1).double().log()}),
+    "Adam": (lambda h: wg.Adam(h["r"].exp()), {"r": torch.tensor(0.05).double().log()}),
+    "per leaf": (
+        lambda h: wg.SGD({name: rate.exp() for name, rate in h.items()}),
+        {
+            n: torch.tensor(math.log(v)).double()
+            for n, v in {"0.weight": 0.3, "0.bias": 0.1, "2.weight": 0.2, "2.bias": 0.05}.items()
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(RATES))
+def test_rates_of_the_inner_optimizer_as_outer_variables(name):
+    case = away_from_the_minimum()
+    make, rates = RATES[name]
+    level = wg.Level(case[0].inner.objective)
+    problem, batches = wg.Problem(level, level), case[3]
+    found = wg.Unrolled(4, make)(problem, case[1], rates, batches)
+
+    def outer(moved):
+        return wg.Unrolled(4, make(moved))(problem_with_use, case[1], used, batches).outer_loss
+
+    used = {"c": torch.tensor(0.0).double()}  # a constant optimiser wants an outer variable that is used
+    problem_with_use = wg.Problem(level, wg.Level(level.objective, penalty=lambda p, h: h["c"]))
+    for key in rates:
+        ends = [outer({**rates, key: rates[key] + sign * 1e-5}) for sign in (1, -1)]
+        assert float(found.value[key]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-6)
+    with pytest.raises(ValueError, match="by unrolling only"):
+        wg.Implicit()(problem, case[1], rates, batches)
+    with pytest.raises(ValueError, match="by unrolling only"):
+        wg.Unrolled(4, wg.SGD(0.1))(problem, case[1], rates, batches)
 
 
 def test_direct_term_is_taken_at_the_end_of_the_trajectory():

@@ -17,6 +17,8 @@ from weingarten.bilevel.problem import (
     Level,
     Problem,
     refuse_non_finite,
+    refuse_unused,
+    unused,
 )
 from weingarten.estimators import KFAC, Estimator, estimate
 from weingarten.matfun import FactoredPower, MatrixFunction
@@ -86,7 +88,7 @@ class Implicit(HypergradientMethod):
 
     Raises (when called):
         ValueError: if an estimator is the operator and the penalty's Hessian is not a multiple of the identity; if a gradient
-            is not finite.
+            is not finite; if an outer variable enters neither level, as a rate of the inner optimiser.
     """
 
     operator: ExactOperator | Estimator = GGN
@@ -130,6 +132,8 @@ class Implicit(HypergradientMethod):
         refuse_non_finite("inverse product", solution.value)
         mixed = mixed_product(problem.inner, params, hparams, batches.mixed, solution.value)
         refuse_non_finite("mixed derivative", mixed)
+        if any(not direct[name].any() and not mixed[name].any() for name in hparams):
+            refuse_unused("Implicit", unused(problem, params, hparams, batches))
         return Hypergradient(
             value=tree.sub(direct, mixed),
             direct=direct,

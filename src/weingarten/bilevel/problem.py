@@ -6,14 +6,14 @@ r"""Bilevel problems: an inner level that trains the parameters, an outer level 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from weingarten.objective import Batch, Objective
+from weingarten.objective import Batch, Objective, curvature_pass
 from weingarten.tree import Tree, TreeLike
 
 __all__ = [
@@ -23,7 +23,9 @@ __all__ = [
     "Level",
     "Problem",
     "refuse_non_finite",
+    "refuse_unused",
     "unchanged",
+    "unused",
 ]
 
 
@@ -139,3 +141,30 @@ def refuse_non_finite(quantity: str, values: TreeLike) -> None:
                 f"{quantity}: leaf {name!r} has {int((~torch.isfinite(leaf)).sum())} entries that are not finite; "
                 "look for NaN or inf in the data, the parameters and the outer variables"
             )
+
+
+def unused(problem: Problem, params: TreeLike, hparams: TreeLike, batches: Batches) -> list[str]:
+    """The outer variables that enter neither level on these batches.
+
+    By the implicit function theorem their hypergradient is zero, whatever they mean.
+    """
+    params = {name: p.detach() for name, p in params.items()}
+    leaves = {name: h.detach().requires_grad_() for name, h in hparams.items()}
+    found = set(leaves)
+    for level, batch in ((problem.inner, batches.mixed), (problem.outer, batches.outer)):
+        with curvature_pass(level.objective.model), torch.enable_grad():
+            value = level.value(params, leaves, batch)
+            if value.requires_grad:
+                gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+                found -= {name for name, g in zip(leaves, gradients, strict=True) if g is not None}
+    return [name for name in leaves if name in found]
+
+
+def refuse_unused(call: str, names: Iterable[str]) -> None:
+    """Raise a ``ValueError`` if there are names, of outer variables that nothing depends on."""
+    for name in names:
+        raise ValueError(
+            f"{call}: the outer variable {name!r} enters neither level on these batches, so that its hypergradient would be zero "
+            "whatever it means; a rate of the inner optimiser moves no minimum and is found by unrolling only: "
+            "Unrolled(steps, lambda hparams: SGD(...)); leave out a variable that has no use"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,20 @@ import torch
 from torch import Tensor
 
 from weingarten import tree
-from weingarten.bilevel.problem import Batches, Hypergradient, HypergradientMethod, Problem, refuse_non_finite
+from weingarten.bilevel.problem import (
+    Batches,
+    Hypergradient,
+    HypergradientMethod,
+    Problem,
+    refuse_non_finite,
+    refuse_unused,
+)
 from weingarten.objective import curvature_pass, refuse_once_differentiable
 from weingarten.tree import Tree, TreeLike
 
 __all__ = ["SGD", "Adam", "DifferentiableOptimizer", "Unrolled"]
+
+Rate = float | Tensor | Mapping[str, Tensor]
 
 
 class DifferentiableOptimizer(ABC):
@@ -32,9 +42,15 @@ class DifferentiableOptimizer(ABC):
 
 @dataclass(frozen=True)
 class SGD(DifferentiableOptimizer):
-    """``m <- momentum m + g``, ``p <- p - lr m``, as ``torch.optim.SGD``."""
+    """``m <- momentum m + g``, ``p <- p - lr m``, as ``torch.optim.SGD``.
 
-    lr: float
+    Args:
+        lr: a number, a 0-d tensor, or a dict of tensors that broadcast to the parameters (one rate per leaf). A tensor may depend
+            on outer variables, if ``Unrolled`` gets a function of them that makes the optimiser.
+        momentum: in [0, 1).
+    """
+
+    lr: Rate
     momentum: float = 0.0
 
     def init(self, params: Tree) -> Tree:
@@ -42,7 +58,7 @@ class SGD(DifferentiableOptimizer):
 
     def step(self, params: Tree, gradient: Tree, state: Tree) -> tuple[Tree, Tree]:
         state = tree.axpy(self.momentum, state, gradient)
-        return tree.axpy(-self.lr, state, params), state
+        return {name: p - _of(self.lr, name) * state[name] for name, p in params.items()}, state
 
 
 @dataclass(frozen=True)
@@ -50,10 +66,10 @@ class Adam(DifferentiableOptimizer):
     """As ``torch.optim.Adam``, with a derivative that stays finite where a gradient is zero.
 
     There ``sqrt(v)`` has no derivative; the update ``m / (sqrt(v) + eps)`` of an entry that has never had a gradient is taken as
-    ``m / eps`` with the denominator constant.
+    ``m / eps`` with the denominator constant. The rate is as that of ``SGD``.
     """
 
-    lr: float = 1e-3
+    lr: Rate = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
@@ -69,10 +85,14 @@ class Adam(DifferentiableOptimizer):
         second = {name: b2 * v + (1 - b2) * gradient[name] ** 2 for name, v in second.items()}
         scale1, scale2 = 1 - b1**count, 1 - b2**count
         moved = {
-            name: p - self.lr * (first[name] / scale1) / (_sqrt(second[name] / scale2) + self.eps)
+            name: p - _of(self.lr, name) * (first[name] / scale1) / (_sqrt(second[name] / scale2) + self.eps)
             for name, p in params.items()
         }
         return moved, (count, first, second)
+
+
+def _of(rate: Rate, name: str) -> float | Tensor:
+    return rate[name] if isinstance(rate, Mapping) else rate
 
 
 def _sqrt(x: Tensor) -> Tensor:
@@ -91,15 +111,16 @@ class Unrolled(HypergradientMethod):
     Args:
         steps: T.
         truncate: how many of the last steps to differentiate; default: all.
-        optimizer: the inner step, ``SGD(lr, momentum)`` or ``Adam(lr)``.
+        optimizer: the inner step, ``SGD(lr, momentum)`` or ``Adam(lr)``; or a function of the outer variables that makes
+            one, whose rates are then outer variables: ``lambda hparams: SGD(hparams["log_rate"].exp())``.
 
     Raises (when called):
         NotImplementedError: if an operation of the inner objective has no second derivative.
-        ValueError: if the result is not finite.
+        ValueError: if the result is not finite, or an outer variable enters neither a level nor the optimiser.
     """
 
     steps: int
-    optimizer: DifferentiableOptimizer
+    optimizer: DifferentiableOptimizer | Callable[[TreeLike], DifferentiableOptimizer]
     truncate: int | None = None
 
     def __post_init__(self) -> None:
@@ -129,15 +150,9 @@ class Unrolled(HypergradientMethod):
             refuse_once_differentiable(
                 "Unrolled", [outer], "write the inner objective in operations that have one"
             )
-            value = dict(
-                zip(
-                    leaves,
-                    torch.autograd.grad(
-                        outer, list(leaves.values()), materialize_grads=True, retain_graph=True
-                    ),
-                    strict=True,
-                )
-            )
+            found = torch.autograd.grad(outer, list(leaves.values()), allow_unused=True, retain_graph=True)
+            refuse_unused("Unrolled", [name for name, g in zip(leaves, found, strict=True) if g is None])
+            value = dict(zip(leaves, found, strict=True))
             direct_loss = problem.outer.value(tree.detach(moved), leaves, batches.outer)
             direct = tree.zeros_like(tree.detach(leaves))
             if direct_loss.requires_grad:
@@ -164,7 +179,10 @@ class Unrolled(HypergradientMethod):
     def _inner_steps(self, problem: Problem, params: Tree, hparams: Tree, batches: Batches) -> Tree:
         differentiated = self.steps if self.truncate is None else self.truncate
         params = {name: p.requires_grad_() for name, p in params.items()}
-        state = self.optimizer.init(params)
+        optimizer = (
+            self.optimizer if isinstance(self.optimizer, DifferentiableOptimizer) else self.optimizer(hparams)
+        )
+        state = optimizer.init(params)
         for step in range(self.steps):
             live = step >= self.steps - differentiated
             value = problem.inner.value(params, hparams, batches.mixed)
@@ -175,7 +193,7 @@ class Unrolled(HypergradientMethod):
                 create_graph=live,
                 materialize_grads=True,
             )
-            params, state = self.optimizer.step(params, dict(zip(params, found, strict=True)), state)
+            params, state = optimizer.step(params, dict(zip(params, found, strict=True)), state)
             if not live:
                 params = {name: p.detach().requires_grad_() for name, p in params.items()}
                 state = _detached(state)
