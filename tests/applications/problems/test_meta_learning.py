@@ -209,12 +209,16 @@ def test_few_shot_episodes():
 
 def test_classes_of_digits_and_signals():
     pytest.importorskip("sklearn")
-    for train, test in (rotated_digits(), signal_classes(9, torch.Generator().manual_seed(0))):
-        assert (len(train), len(test)) == (28, 12)
-        assert train.shape[1:] == test.shape[1:]
-    digits, _ = rotated_digits()
-    turned = digits[:4, 0].reshape(4, 8, 8)
-    assert torch.equal(turned[2], turned[0].flip(0, 1))  # by 180 degrees
+    train, test = rotated_digits()
+    assert (train.shape, test.shape) == ((30, 174, 64), (10, 174, 64))
+    first, images = train[:3, 0].reshape(3, 8, 8), test[:, 0].reshape(10, 8, 8)
+    assert torch.equal(
+        images[0], first[1].flip(0, 1)
+    )  # digit 0 as it is; turned by 180 degrees it is trained on
+    assert torch.equal(images[0].rot90(), first[0])
+    train, test = signal_classes(9, torch.Generator().manual_seed(0))
+    assert (train.shape, test.shape) == ((28, 9, 40), (12, 9, 40))
+    assert (train.mean(1)[:4] - train.mean(1)[4:8]).norm() > 1  # classes differ
 
 
 def test_sines_are_sines():
