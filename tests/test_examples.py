@@ -52,3 +52,12 @@ def test_trainer_of_lightning(capsys):
     pytest.importorskip("pytorch_lightning")
     assert main_of("symo_lightning.py")(epochs=2) > 0.7  # ten classes
     assert "0.weight" in capsys.readouterr().out
+
+
+def test_few_shot(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    error, gain = main_of("few_shot.py")(str(tmp_path / "few_shot.png"), steps=20)
+    assert error < 0.9  # of what a random start makes of new sines
+    assert gain > 0  # accuracy on new classes of digits
+    assert (tmp_path / "few_shot.png").stat().st_size > 10_000
+    assert "accuracy on new classes" in capsys.readouterr().out

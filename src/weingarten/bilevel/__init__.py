@@ -10,7 +10,7 @@ from weingarten.bilevel.implicit import Implicit, ImplicitState
 from weingarten.bilevel.interrupt import Interrupted
 from weingarten.bilevel.loop import Outcome, solve
 from weingarten.bilevel.methods import METHODS, make_method
-from weingarten.bilevel.penalty import L2, Penalty
+from weingarten.bilevel.penalty import L2, Penalty, Proximal
 from weingarten.bilevel.problem import Batches, Hypergradient, HypergradientMethod, Level, Problem
 from weingarten.bilevel.progress import ProgressBar
 from weingarten.bilevel.projection import Box, Projection, Simplex
@@ -52,6 +52,7 @@ __all__ = [
     "Problem",
     "ProgressBar",
     "Projection",
+    "Proximal",
     "ReSolve",
     "Rows",
     "Simplex",

@@ -14,7 +14,7 @@ from weingarten.objective import gradient_twice
 from weingarten.operators import DiagonalCurvature, Operator
 from weingarten.tree import Space, Tree, TreeLike
 
-__all__ = ["L2", "Penalty", "PenaltyHessian"]
+__all__ = ["L2", "Penalty", "PenaltyHessian", "Proximal"]
 
 Coefficient = float | Tensor | Mapping[str, Tensor]
 
@@ -68,6 +68,56 @@ class L2(Penalty):
     def _coefficients(self, params: TreeLike, hparams: TreeLike) -> dict[str, float | Tensor]:
         c = self.coefficient(hparams) if callable(self.coefficient) else self.coefficient
         return {name: c[name] if isinstance(c, Mapping) else c for name in params}
+
+
+def itself(hparams: TreeLike) -> TreeLike:
+    """The outer variables as they are: a centre with the parameters' own names."""
+    return hparams
+
+
+@dataclass(frozen=True)
+class Proximal(Penalty):
+    r"""``1/2 strength |params - centre(hparams)|^2``: stay near a centre that the outer variables move.
+
+    The inner problem of implicit MAML (Rajeswaran et al. 2019, https://arxiv.org/abs/1909.04630). Its Hessian in the parameters
+    is ``strength I``, its mixed derivative ``-strength d centre / d hparams``.
+
+    Args:
+        strength: >= 0, in units of the inner loss per squared parameter.
+        centre: from the outer variables to a tensor for each parameter, by its name and of its shape; default: the outer
+            variables themselves.
+
+    Raises:
+        ValueError: if the strength is negative; when called, if the centre lacks a parameter or differs from it in shape.
+
+    >>> float(Proximal(2.0)({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.0, 0.0])}))
+    4.0
+    """
+
+    strength: float
+    centre: Callable[[TreeLike], TreeLike] = itself
+
+    def __post_init__(self) -> None:
+        if not self.strength >= 0:
+            raise ValueError(f"Proximal: strength is {self.strength}, expected >= 0")
+
+    def __call__(self, params: TreeLike, hparams: TreeLike) -> Tensor:
+        centre = self.centre(hparams)
+        for name, p in params.items():
+            found = tuple(centre[name].shape) if name in centre else "no such leaf"
+            if found != tuple(p.shape):
+                raise ValueError(
+                    f"Proximal: the centre of parameter {name!r} is {found}, expected shape {tuple(p.shape)}; "
+                    "pass centre=, which maps the outer variables to the parameters' names and shapes"
+                )
+        distance = [((p - centre[name]) ** 2).sum() for name, p in params.items()]
+        return 0.5 * self.strength * torch.stack(distance).sum()
+
+    def isotropic(self, params: TreeLike, hparams: TreeLike) -> float:
+        return self.strength
+
+    def hessian(self, params: TreeLike, hparams: TreeLike) -> DiagonalCurvature:
+        return DiagonalCurvature({name: torch.full_like(p, self.strength) for name, p in params.items()})
 
 
 class PenaltyHessian(Operator):

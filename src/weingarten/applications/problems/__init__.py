@@ -2,16 +2,42 @@
 
 from weingarten.applications.problems.augmentation_range import AugmentationRange, Jittered
 from weingarten.applications.problems.auxiliary_weights import AuxiliaryWeights, Joined, masked_rows
+from weingarten.applications.problems.episode_networks import Copies, EpisodeNetworks, GroupedMLP
+from weingarten.applications.problems.episode_sources import FewShot, Sines, rotated_digits, signal_classes
 from weingarten.applications.problems.inner_rates import FollowedRates, InnerRates
+from weingarten.applications.problems.meta_learning import HyperRepresentation, ImplicitMAML
+from weingarten.applications.problems.meta_loop import (
+    Episodes,
+    EpisodeSource,
+    MetaOutcome,
+    MetaTask,
+    adapt,
+    meta_solve,
+)
 from weingarten.applications.problems.weight_decays import WeightDecays
 
 __all__ = [
     "AugmentationRange",
     "AuxiliaryWeights",
+    "Copies",
+    "EpisodeNetworks",
+    "EpisodeSource",
+    "Episodes",
+    "FewShot",
     "FollowedRates",
+    "GroupedMLP",
+    "HyperRepresentation",
+    "ImplicitMAML",
     "InnerRates",
     "Jittered",
     "Joined",
+    "MetaOutcome",
+    "MetaTask",
+    "Sines",
     "WeightDecays",
+    "adapt",
     "masked_rows",
+    "meta_solve",
+    "rotated_digits",
+    "signal_classes",
 ]
