@@ -1,9 +1,10 @@
 """Rows of the bilevel benchmark: long-tailed classes, with weights from a network that a small balanced set judges.
 
-Images of MNIST (14 by 14): the largest class has 300, the others fall geometrically to a tenth, a fiftieth or a hundredth of that, in
-an order of the classes that the seed draws; 10 images of each class are the outer level. A run starts from an MLP trained without
-weights (set-up, not counted), which also gives the losses that the weight network sees. When its time is up, an MLP is trained anew
-with the weights found; the metric is that one's balanced accuracy, the mean of the classes' recalls, on test images.
+Images of MNIST (14 by 14): the largest class has 300, the others fall geometrically to a tenth, a fiftieth or a hundredth of
+that, in an order of the classes that the seed draws; 10 images of each class are the outer level. A run starts from an MLP
+trained without weights (set-up, not counted), which also gives the losses that the weight network sees. When its time is up,
+an MLP is trained anew with the weights found; the metric is that one's balanced accuracy, the mean of the classes' recalls, on
+test images.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from weingarten.applications.problems import WeightNetwork
 
 __all__ = ["ROWS", "LongTail"]
 
-LARGEST, TRUSTED, BATCH, INNER_STEPS = 300, 10, 250, 40
+LARGEST, TRUSTED, BATCH, INNER_STEPS = 300, 10, 250, 60
 WARM, RETRAIN = 600, 600
 """Steps of Adam before the run and for the network trained anew after it."""
 

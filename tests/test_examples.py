@@ -38,3 +38,18 @@ def test_trainer_of_lightning(capsys):
     pytest.importorskip("pytorch_lightning")
     assert main_of("symo_lightning.py")(epochs=2) > 0.7  # ten classes
     assert "0.weight" in capsys.readouterr().out
+
+
+def test_clean_images(tmp_path):
+    pytest.importorskip("matplotlib")
+    before, after, ranking = main_of("clean_images.py")(tmp_path / "figure.png", steps=12)
+    assert after > before  # half of the labels are wrong
+    assert ranking > 0.85  # 0.5 by chance
+    assert (tmp_path / "figure.png").stat().st_size > 0
+
+
+def test_long_tail(tmp_path):
+    pytest.importorskip("matplotlib")
+    before, after = main_of("long_tail.py")(tmp_path / "figure.png", steps=12)
+    assert after > before + 0.02
+    assert (tmp_path / "figure.png").stat().st_size > 0

@@ -40,6 +40,7 @@ class RowWeights:
         ValueError: for no rows, a negative weight decay or an ``initial`` that is not finite; from the inner level, if a
             batch does not number its rows or a number is not below ``rows``.
 
+    >>> import torch
     >>> task = RowWeights(nn.Linear(2, 3), rows=4)
     >>> batch = Batch(torch.zeros(2, 2), torch.tensor([0, 1]), rows=torch.tensor([3, 0]))
     >>> task.problem().inner.transform(task.start(), batch).weights
