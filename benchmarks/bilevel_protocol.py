@@ -68,8 +68,8 @@ class Probe:
 class Row(ABC):
     """One task on one data set.
 
-    Class attributes: ``name``; ``metric``, its name; ``seconds``, CPU-seconds of a trial; ``rates``, four outer rates, increasing,
-    of which methods with a damping try the two in the middle; ``dampings``, two.
+    Class attributes: ``name``; ``metric``, its name; ``seconds``, CPU-seconds of a trial; ``rates``, four outer rates,
+    increasing, of which methods with a damping try the two in the middle; ``dampings``, two.
     """
 
     name: str

@@ -7,42 +7,26 @@ pass on the whole batch and reads the mark. This counts everything, also what li
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import weingarten as wg
 from benchmarks.kfac_models import Case
 from benchmarks.kfac_ours import factors, fixed, in_loop_step, size
 from benchmarks.kfac_peers import PEERS, peers, quietly, reason
-
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-M_MMAP_THRESHOLD = -3  # of malloc.h; fixed, so that large tensors go back to the system when they are freed
+from benchmarks.peak_memory import CLEAR, extra_peak, keep_trim
 
 Make = Callable[[Case], Callable[[], Any]]
 Bytes = dict[str, int | str]  # a string is the reason why there is no number
 
 
-def status(name: str) -> int:
-    """A line of the kernel's account of this process, in bytes."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
-    return 1024 * int(line.split()[1])
-
-
-def extra_peak(make: Make, case: Case) -> tuple[int, Any]:
-    """Bytes that one call needs beyond what is resident before it, and what it returns."""
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**17)
+def measured(make: Make, case: Case) -> tuple[int, Any]:
+    """Bytes that one call on the whole batch needs, and what it returns; a first call on two rows loads code and threads."""
+    keep_trim()
     make(case.first(2))()
-    call = make(case)
-    gc.collect()
-    CLEAR.write_text("5")
-    before = status("VmRSS")
-    result = call()
-    return status("VmHWM") - before, result
+    return extra_peak(make(case))
 
 
 def of_step(case: Case) -> Callable[[], Any]:
@@ -70,7 +54,7 @@ def of_peer(name: str) -> Make:
 def child(pipe: Connection, key: str, make: Make, case: Case) -> None:
     with quietly():
         try:
-            peak, result = extra_peak(make, case)
+            peak, result = measured(make, case)
         except Exception as error:  # a peer that cannot treat the model
             pipe.send({key: str(error) if isinstance(error, NotImplementedError) else reason(error)})
             return

@@ -59,6 +59,7 @@ OPTIONAL = {
     "safetensors",
     "sklearn",
     "tqdm",
+    "transformers",
     "typer",
 }
 

@@ -1,10 +1,14 @@
 """weingarten: curvature for deep learning that people can use."""
 
 from weingarten.bilevel import (
+    F2SA,
     L2,
     METHODS,
+    SAMA,
     SGD,
     Adam,
+    AdamAdaptation,
+    Adaptation,
     Batches,
     Box,
     CheckpointError,
@@ -85,14 +89,18 @@ __version__ = "0.1.0"
 __all__ = [
     "CG",
     "EKFAC",
+    "F2SA",
     "GGN",
     "KFAC",
     "L2",
     "METHODS",
     "MINRES",
     "MSE",
+    "SAMA",
     "SGD",
     "Adam",
+    "AdamAdaptation",
+    "Adaptation",
     "Batch",
     "Batches",
     "BinaryCrossEntropy",

@@ -46,6 +46,9 @@ except ModuleNotFoundError as missing:
 
 __all__ = ["app"]
 
+ENCODER = "With --text: a Hugging Face encoder's folder (config.json, tokenizer, model.safetensors)."
+IMAGES = "The column of paths of image files, relative to the table's folder; pixels are features."
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -96,6 +99,9 @@ def clean(
         list[str] | None,
         typer.Option(help="A column that is no feature, such as an identifier. May be repeated."),
     ] = None,
+    text: Annotated[str | None, typer.Option(help="The column of texts, which --encoder reads.")] = None,
+    encoder: Annotated[str | None, typer.Option(help=ENCODER)] = None,
+    images: Annotated[str | None, typer.Option(help=IMAGES)] = None,
     model: Annotated[str, typer.Option(help="linear or mlp.")] = Settings.model,
     hidden: Annotated[int, typer.Option(help="Hidden units of the mlp.")] = Settings.hidden,
     method: Annotated[
@@ -125,7 +131,9 @@ def clean(
     accuracy_true, seconds.
     """
     job = Job(
-        Request(train, label, trusted, trusted_size, held_out, noise, tuple(drop or ())),
+        Request(
+            train, label, trusted, trusted_size, held_out, noise, tuple(drop or ()), text, encoder, images
+        ),
         Settings(model, hidden, method, damping, steps, seconds, correct_labels),
         seeds,
         seed,

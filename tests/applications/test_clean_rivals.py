@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from tests.applications.tables import brief, flowers
-from weingarten.applications.clean.data import Request, load, split
+from weingarten.applications.clean.data import split
 from weingarten.applications.clean.network import build_network
 from weingarten.applications.clean.rivals import auroc, compete
+from weingarten.applications.clean.source import Request, load
 
 
 def quietly(part, text):

@@ -6,10 +6,11 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from tests.applications.tables import flowers
 from weingarten.applications.clean.classifier import Classifier, load_model
-from weingarten.applications.clean.data import Request, load, split, stratified
+from weingarten.applications.clean.data import split, stratified
 from weingarten.applications.clean.encoding import Encoding
 from weingarten.applications.clean.errors import UserError
 from weingarten.applications.clean.network import build_network, describe_network, network_from
+from weingarten.applications.clean.source import Request, load
 from weingarten.applications.clean.table import matched, read_table
 
 
@@ -66,11 +67,11 @@ def test_column_missing_in_every_training_row_is_constant():
     [
         (
             [f"scan_{i}.png" for i in range(40)],
-            "'x'.*file paths.*text/images are for a later version.*--drop x",
+            "'x'.*file paths.*--images x.*--drop x",
         ),
         (
             [f"the flower {i} is nice" for i in range(40)],
-            "'x'.*holds text.*text/images are for a later version",
+            "'x'.*holds text.*--text x --encoder FOLDER.*--drop x",
         ),
         ([f"id{i}" for i in range(40)], "'x'.*40 different values in 40 rows.*--drop x"),
         (pd.date_range("2020-01-01", periods=40), "'x'.*holds dates"),

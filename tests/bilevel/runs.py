@@ -18,6 +18,8 @@ METHODS = {
     "kept-ekfac": wg.make_method("ekfac", refresh=4),
     "warm-start": wg.Implicit(solver=wg.CG(2), preconditioner=wg.KFAC(), refresh=2, warm_start=True),
     "unrolled": wg.Unrolled(2, wg.Adam(0.05)),
+    "sama": wg.SAMA(),
+    "f2sa": wg.F2SA(),
     "identity": wg.make_method("identity"),
 }
 

@@ -38,7 +38,7 @@ def fail_at(step) -> Callback:
     return callback
 
 
-OPTIMIZERS = {"kept-factors": ADAM, "kept-ekfac": ADAM, "warm-start": SGD, "unrolled": ADAM, "identity": SGD}
+OPTIMIZERS = dict.fromkeys(METHODS, ADAM) | {"warm-start": SGD, "f2sa": SGD, "identity": SGD}
 
 
 @pytest.mark.parametrize("name", list(METHODS))

@@ -28,7 +28,7 @@ from weingarten import reference
 from weingarten.solvers.neumann import largest_eigenvalue
 
 DAMPING = 1e-2
-IMPLICIT = [name for name in wg.METHODS if name != "unrolled"]
+IMPLICIT = [name for name in wg.METHODS if isinstance(wg.make_method(name), wg.Implicit)]
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def expected_product(name, case):
         return b
     if name == "exact":
         return torch.linalg.solve(a, b)
-    if name == "neumann":
+    if name in ("neumann", "nystrom"):
         space = wg.tree.Space.of(case.params)
 
         class Matrix(wg.Operator):
@@ -79,6 +79,8 @@ def expected_product(name, case):
             def apply(self, v):
                 return space.unflatten(a @ space.flatten(v))
 
+        if name == "nystrom":
+            return torch.linalg.solve(wg.nystrom(Matrix(), 10, DAMPING).dense() + DAMPING * identity, b)
         step = 1 / largest_eigenvalue(Matrix())
         return step * sum(torch.linalg.matrix_power(identity - step * a, k) @ b for k in range(20))
     if name == "cg":
@@ -97,6 +99,7 @@ PRODUCTS = {
     "identity": 0,
     "neumann": 30,
     "cg": 10,
+    "nystrom": 11,
     "pcg": 3,
     "kfac": 0,
     "kfac-length": 1,
@@ -240,15 +243,16 @@ def test_each_batch_is_used_for_its_own_purpose():
 def test_hparams_that_nothing_depends_on_have_zero_gradient():
     case = classification()
     hparams = {**case.hparams, "unused": torch.ones(2, dtype=torch.float64)}
-    for name in ("exact", "unrolled"):
+    for name in ("exact", "unrolled", "sama", "f2sa"):
         assert (
             wg.make_method(name)(case.problem, case.params, hparams, case.batches).value["unused"] == 0
         ).all()
     plain = wg.Level(case.problem.inner.objective)
-    found = wg.make_method("exact")(
-        wg.Problem(plain, plain), case.params, {"unused": hparams["unused"]}, case.batches
-    )
-    assert (found.value["unused"] == 0).all()
+    for name in ("exact", "sama", "f2sa"):
+        found = wg.make_method(name)(
+            wg.Problem(plain, plain), case.params, {"unused": hparams["unused"]}, case.batches
+        )
+        assert (found.value["unused"] == 0).all()
 
 
 def test_warm_start_continues_from_the_last_product():
@@ -367,7 +371,7 @@ def test_dropout_is_off_and_nothing_is_touched(name):
     )
 
 
-@pytest.mark.parametrize("name", ["kfac-length", "pcg", "exact", "diagonal", "unrolled"])
+@pytest.mark.parametrize("name", ["kfac-length", "pcg", "exact", "diagonal", "unrolled", "sama", "f2sa"])
 def test_frozen_parts_are_left_out(name):
     case = classification()
     model = network()
@@ -400,8 +404,10 @@ def tensors_alive():
         wg.Implicit(refresh=5),
         wg.Implicit(solver=wg.CG(3), preconditioner=None, warm_start=True),
         wg.Unrolled(4, wg.Adam(0.01), truncate=2),
+        wg.SAMA(),
+        wg.F2SA(),
     ],
-    ids=["implicit", "iterative", "unrolled"],
+    ids=["implicit", "iterative", "unrolled", "sama", "f2sa"],
 )
 def test_no_graph_is_kept(method):
     case = classification()

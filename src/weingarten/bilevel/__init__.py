@@ -4,6 +4,7 @@ from weingarten.bilevel.checkpoint import CheckpointError
 from weingarten.bilevel.damping import DampingRow, DampingSweep, suggest_damping
 from weingarten.bilevel.diagnose import Check, Dense, Oracle, Part, ReSolve, check_hypergradient
 from weingarten.bilevel.events import Callback, Event
+from weingarten.bilevel.f2sa import F2SA
 from weingarten.bilevel.history import History
 from weingarten.bilevel.implicit import Implicit, ImplicitState
 from weingarten.bilevel.interrupt import Interrupted
@@ -13,14 +14,19 @@ from weingarten.bilevel.penalty import L2, Penalty
 from weingarten.bilevel.problem import Batches, Hypergradient, HypergradientMethod, Level, Problem
 from weingarten.bilevel.progress import ProgressBar
 from weingarten.bilevel.projection import Box, Projection, Simplex
+from weingarten.bilevel.sama import SAMA, AdamAdaptation, Adaptation
 from weingarten.bilevel.sampling import FromDataset, Rows, Source
 from weingarten.bilevel.unrolled import SGD, Adam, DifferentiableOptimizer, Unrolled
 
 __all__ = [
+    "F2SA",
     "L2",
     "METHODS",
+    "SAMA",
     "SGD",
     "Adam",
+    "AdamAdaptation",
+    "Adaptation",
     "Batches",
     "Box",
     "Callback",

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from weingarten.applications.clean.encoder import Encoder
 from weingarten.applications.clean.encoding import Encoding
 from weingarten.applications.clean.folder import read_tensors, write_json, write_tensors
+from weingarten.applications.clean.images import Images
 from weingarten.applications.clean.network import describe_network, network_from
+from weingarten.applications.clean.reader import Reader
+from weingarten.applications.clean.texts import Texts
 
 __all__ = ["Classifier", "load_model"]
 
@@ -28,7 +34,10 @@ class Classifier:
     classes: list[str]
 
     def logits(self, table: pd.DataFrame) -> Tensor:
-        """Logits (N, C) for a table with the training table's feature columns; others are not looked at."""
+        """Logits (N, C) for a table with the training table's feature columns; others are not looked at.
+
+        Paths of images are relative to the working directory, or absolute.
+        """
         with torch.no_grad():
             logits: Tensor = self.network(self.encoding.apply(table))
         return logits
@@ -51,19 +60,51 @@ class Classifier:
         )
 
 
-def load_model(folder: str | Path) -> Classifier:
+def load_model(folder: str | Path, encoder: str | Path | None = None) -> Classifier:
     """The model that ``weingarten clean`` left in its output folder. Nothing in the folder is run.
 
+    Args:
+        folder: the output folder.
+        encoder: the folder of the encoder that a column of texts was read with; a saved model holds its digest alone.
+
     Raises:
-        ValueError: if the folder's format is not known to this version.
+        ValueError: if the folder's format is not known to this version, or the encoder is lacking or another one.
     """
+    config = _config(Path(folder))
+    wanted = {value["name"]: value["reader"] for value in config["features"] if value["kind"] == "vector"}
+    return restore(folder, {name: _reader(value, encoder) for name, value in wanted.items()})
+
+
+def restore(folder: str | Path, readers: Mapping[str, Reader]) -> Classifier:
+    """As :func:`load_model`, with readers that are at hand already."""
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _config(folder)
+    network = network_from(config["layers"])
+    network.load_state_dict(read_tensors(folder / "model.safetensors"))
+    encoding = Encoding.from_json(config["features"], readers)
+    return Classifier(network.eval(), encoding, list(config["classes"]))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("format") != FORMAT:
         raise ValueError(
             f"load_model: {folder} has format {config.get('format')}, expected {FORMAT}; clean again with "
             "this version"
         )
-    network = network_from(config["layers"])
-    network.load_state_dict(read_tensors(folder / "model.safetensors"))
-    return Classifier(network.eval(), Encoding.from_json(config["features"]), list(config["classes"]))
+    return config
+
+
+def _reader(value: dict[str, Any], folder: str | Path | None) -> Reader:
+    if value["kind"] == "images":
+        return Images(value["height"], value["width"], value["colour"])
+    which = f"the encoder {value['encoder']} (digest {value['digest'][:12]})"
+    if folder is None:
+        raise ValueError(f"load_model: this model reads texts by {which}, expected encoder=<its folder>")
+    encoder = Encoder.load(folder, "load_model: encoder")
+    if encoder.digest != value["digest"]:
+        raise ValueError(
+            f"load_model: encoder: {folder} has the digest {encoder.digest[:12]}, expected {which}; give the folder that "
+            "--encoder named"
+        )
+    return Texts(encoder)

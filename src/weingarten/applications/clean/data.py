@@ -2,62 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from weingarten.applications.clean.encoding import Encoding
-from weingarten.applications.clean.errors import UserError, some
-from weingarten.applications.clean.noise import Noise
-from weingarten.applications.clean.table import BUILT_IN, Table, class_order, matched, read_table
+from weingarten.applications.clean.source import Source
+from weingarten.applications.clean.table import Table
 
-__all__ = ["Parts", "Request", "Source", "load", "split", "stratified"]
-
-DIGITS_TRUSTED, DIGITS_HELD_OUT = 50, 500
-
-
-@dataclass(frozen=True)
-class Request:
-    """The data a person asks for; the command line's words."""
-
-    train: str = BUILT_IN
-    label: str | None = None
-    trusted: str | None = None
-    trusted_size: int | None = None
-    held_out: str | None = None
-    noise: str | None = None
-    drop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Source:
-    """What was read and how it will be split.
-
-    Attributes:
-        train: the table to clean.
-        trusted: a table of rows whose labels are right, or None if ``trusted_size`` rows of ``train`` are taken for it.
-        held_out: a table to measure on, or None if ``held_out_size`` rows are taken for it,
-        held_out_from: from ``train`` or ``trusted``.
-        classes: names of the classes, in order.
-        noise: put into the training rows, or None.
-    """
-
-    train: Table
-    trusted: Table | None
-    held_out: Table | None
-    classes: list[str]
-    noise: Noise | None
-    trusted_size: int
-    held_out_size: int
-    held_out_from: str
-
-    def digests(self) -> dict[str, str]:
-        """Which bytes were read."""
-        tables = {"train": self.train, "trusted": self.trusted, "held_out": self.held_out}
-        return {name: table.digest for name, table in tables.items() if table is not None}
+__all__ = ["Parts", "rehearse", "split", "stratified"]
 
 
 @dataclass(frozen=True)
@@ -80,31 +35,6 @@ class Parts:
     held_y: Tensor
 
 
-def load(request: Request) -> Source:
-    """Reads and checks everything, before anything is written.
-
-    Raises:
-        UserError: at the first thing that cannot be.
-    """
-    noise = Noise.parse(request.noise) if request.noise else None
-    train = read_table(request.train, "TRAIN", request.label, request.drop)
-    trusted = _other(request.trusted, "--trusted", request, train)
-    held_table, held_size = None, None
-    if request.held_out is not None:
-        try:
-            held_size = int(request.held_out)
-        except ValueError:
-            held_table = _other(request.held_out, "--held-out", request, train)
-    held_from = "trusted" if trusted is not None and noise is None else "train"
-    if held_size is None:
-        held_size = 0 if held_table is not None else _default_held_out(train, trusted, held_from)
-    classes = class_order(train.labels)
-    trusted_size = _trusted_size(request, train, trusted, len(classes))
-    source = Source(train, trusted, held_table, classes, noise, trusted_size, held_size, held_from)
-    _check(source)
-    return source
-
-
 def split(source: Source, seed: int, base_seed: int) -> Parts:
     """The parts of one seed.
 
@@ -120,7 +50,7 @@ def split(source: Source, seed: int, base_seed: int) -> Parts:
         held, rest = stratified(y.numpy(), rest, source.held_out_size, np.random.default_rng([held_seed, 2]))
     if source.trusted is None:
         trusted, rest = stratified(y.numpy(), rest, source.trusted_size, np.random.default_rng([seed, 3]))
-    encoding = Encoding.fit(frames.iloc[rest])
+    encoding = Encoding.fit(frames.iloc[rest], source.readers)
     x, truth = encoding.apply(frames.iloc[rest]), y[torch.from_numpy(rest)]
     held_x, held_y = encoding.apply(frames.iloc[held]), y[torch.from_numpy(held)]
     trusted_x, trusted_y = encoding.apply(frames.iloc[trusted]), y[torch.from_numpy(trusted)]
@@ -138,6 +68,19 @@ def split(source: Source, seed: int, base_seed: int) -> Parts:
     noisy = truth if source.noise is None else source.noise.apply(truth, x, len(code), seed)
     known = None if source.noise is None else truth
     return Parts(encoding, torch.from_numpy(rest), x, noisy, known, trusted_x, trusted_y, held_x, held_y)
+
+
+def rehearse(source: Source, seed: int) -> None:
+    """Finds what only a split can find, without reading a text or a picture.
+
+    Raises:
+        UserError: as :func:`split` does.
+    """
+    blank = {
+        name: replace(table, features=table.features.assign(**dict.fromkeys(source.readers, 0.0)))
+        for name, table in source.tables().items()
+    }
+    split(replace(source, readers={}, **blank), seed, seed)  # type: ignore[arg-type]
 
 
 def stratified(
@@ -168,85 +111,3 @@ def stratified(
 
 def _codes(table: Table, code: dict[str, int]) -> Tensor:
     return torch.tensor([code[name] for name in table.labels])
-
-
-def _other(path: str | None, option: str, request: Request, train: Table) -> Table | None:
-    if path is None:
-        return None
-    if path == BUILT_IN:
-        raise UserError(f"{option}: {BUILT_IN!r} is built in as TRAIN only, expected a .csv or .parquet file")
-    drop = [name for name in request.drop if name in train.features.columns]
-    return matched(read_table(path, option, request.label or "label", drop), train, option)
-
-
-def _default_held_out(train: Table, trusted: Table | None, held_from: str) -> int:
-    if train.name == BUILT_IN:
-        return DIGITS_HELD_OUT
-    return len(trusted) // 3 if trusted is not None and held_from == "trusted" else len(train) // 5
-
-
-def _trusted_size(request: Request, train: Table, trusted: Table | None, classes: int) -> int:
-    if trusted is not None:
-        if request.trusted_size is not None:
-            raise UserError(
-                "--trusted-size: found together with --trusted, expected one of them; leave one out"
-            )
-        return len(trusted)
-    if request.trusted_size is not None:
-        return request.trusted_size
-    return DIGITS_TRUSTED if train.name == BUILT_IN else max(2 * classes, len(train) // 10)
-
-
-def _check(source: Source) -> None:
-    """Sizes that fit, and every class among the trusted rows."""
-    rows, trusted, held, classes = (
-        len(source.train),
-        source.trusted_size,
-        source.held_out_size,
-        len(source.classes),
-    )
-    if trusted < 1 or held < 0:
-        option, found = ("--trusted-size", trusted) if trusted < 1 else ("--held-out", held)
-        raise UserError(f"{option}: found {found}, expected a positive number of rows")
-    if source.trusted is not None:
-        if trusted >= rows:
-            raise UserError(
-                f"--trusted: it has {trusted} rows and TRAIN {rows}, expected fewer trusted rows than rows "
-                "to clean; are they swapped?"
-            )
-        if source.held_out_from == "trusted" and held > trusted - classes:
-            raise UserError(
-                f"--held-out: {held} of {trusted} trusted rows leave fewer than one for each of {classes} "
-                "classes; hold out fewer"
-            )
-        _check_classes(source)
-    elif trusted < classes:
-        raise UserError(
-            f"--trusted-size: {trusted} rows cannot hold each of {classes} classes, so a class would be "
-            f"missing; expected at least {classes}"
-        )
-    taken = (trusted if source.trusted is None else 0) + (held if source.held_out_from == "train" else 0)
-    if taken + classes > rows:
-        raise UserError(
-            f"--trusted-size and --held-out: {trusted} trusted and {held} held-out rows are more than "
-            f"{rows} rows of data can spare; ask for fewer"
-        )
-    names, counts = np.unique(source.train.labels, return_counts=True)
-    needed = 1 + (source.trusted is None) + (source.held_out_from == "train" and held > 0)
-    scarce: Sequence[str] = [name for name, count in zip(names, counts, strict=True) if count < needed]
-    if scarce:
-        raise UserError(
-            f"--label: the class {some(map(repr, scarce))} has fewer than {needed} rows, too few for every "
-            "part; remove or merge it"
-        )
-
-
-def _check_classes(source: Source) -> None:
-    assert source.trusted is not None
-    counts = {name: int((source.trusted.labels == name).sum()) for name in source.classes}
-    missing = [name for name, count in counts.items() if count == 0]
-    if missing:
-        raise UserError(
-            f"--trusted: {source.trusted.name} has no row of class {some(map(repr, missing))}, expected "
-            "every class of TRAIN; add a few rows"
-        )

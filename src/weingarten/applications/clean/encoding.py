@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from torch import Tensor
 
-__all__ = ["Categorical", "Encoding", "Numeric"]
+from weingarten.applications.clean.reader import Reader
+
+__all__ = ["Categorical", "Encoding", "Numeric", "Vector"]
 
 MISSING = "(missing)"
 MANY = 16
@@ -38,6 +41,10 @@ class Numeric:
         values = pd.to_numeric(column).astype("float64").fillna(self.median).to_numpy()
         return ((values - self.mean) / self.scale)[:, None]
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"kind": "numeric", **asdict(self)}
+
 
 @dataclass(frozen=True)
 class Categorical:
@@ -55,22 +62,67 @@ class Categorical:
         """Encoded columns, shape (N, number of categories)."""
         return (_as_text(column)[:, None] == np.array(self.categories, dtype=object)[None]).astype("float64")
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"kind": "categorical", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Vector:
+    """``(v - mean) / scale`` for the vector v that a reader makes of each value, a text or a picture."""
+
+    name: str
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    reader: Reader = field(repr=False, compare=False)
+
+    @staticmethod
+    def fit(column: pd.Series, reader: Reader) -> Vector:
+        """Means and standard deviations; of numbers of one unit, the mean of the standard deviations of those that vary."""
+        values = reader.read(column).astype("float64")
+        scale, varying = values.std(axis=0), np.ptp(values, axis=0) > 0
+        common = scale[varying].mean() if reader.one_unit and varying.any() else None
+        scale = np.where(varying, scale, 1.0) if common is None else np.full_like(scale, common)
+        return Vector(str(column.name), tuple(values.mean(axis=0).tolist()), tuple(scale.tolist()), reader)
+
+    @property
+    def width(self) -> int:
+        """Number of encoded columns."""
+        return len(self.mean)
+
+    def apply(self, column: pd.Series) -> np.ndarray:
+        """Encoded columns, shape (N, D)."""
+        return (self.reader.read(column) - np.array(self.mean)) / np.array(self.scale)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        values = {"name": self.name, "mean": list(self.mean), "scale": list(self.scale)}
+        return {"kind": "vector", **values, "reader": self.reader.to_json()}
+
 
 @dataclass(frozen=True)
 class Encoding:
     """The columns' encodings, in order. Fitted by scikit-learn, kept as values that JSON can hold."""
 
-    columns: tuple[Numeric | Categorical, ...]
+    columns: tuple[Numeric | Categorical | Vector, ...]
 
     @staticmethod
-    def fit(frame: pd.DataFrame) -> Encoding:
+    def fit(frame: pd.DataFrame, readers: Mapping[str, Reader] | None = None) -> Encoding:
         """Medians, means, scales and categories of the training rows.
 
         Each numeric column is divided by its own standard deviation, except columns of one unit (see :func:`_one_unit`), which
         are divided by the mean of theirs: a pixel at the border of a picture that is dark once in a thousand pictures would be 30
         standard deviations out there, and its noise would count as much as the strokes in the middle.
+
+        Args:
+            frame: one column per feature.
+            readers: of the columns, by name, that hold texts or pictures.
         """
-        columns = {name: _fit_column(frame[name]) for name in frame.columns}
+        readers = readers or {}
+        columns: dict[str, Numeric | Categorical | Vector] = {
+            name: Vector.fit(frame[name], readers[name]) if name in readers else _fit_column(frame[name])
+            for name in frame.columns
+        }
         numeric = [name for name, column in columns.items() if isinstance(column, Numeric)]
         same = _one_unit(frame[numeric].astype("float64"))
         own = [c.scale for name, c in columns.items() if isinstance(c, Numeric) and name in same]
@@ -100,19 +152,21 @@ class Encoding:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain values for a configuration file."""
-        return [{"kind": type(column).__name__.lower(), **asdict(column)} for column in self.columns]
+        return [column.to_json() for column in self.columns]
 
     @staticmethod
-    def from_json(values: list[dict[str, Any]]) -> Encoding:
-        """The inverse of ``to_json``."""
-        columns: list[Numeric | Categorical] = []
-        for value in values:
-            fields = {key: v for key, v in value.items() if key != "kind"}
-            if value["kind"] == "numeric":
-                columns.append(Numeric(**fields))
-            else:
-                columns.append(Categorical(fields["name"], tuple(fields["categories"])))
-        return Encoding(tuple(columns))
+    def from_json(values: list[dict[str, Any]], readers: Mapping[str, Reader] | None = None) -> Encoding:
+        """The inverse of ``to_json``, given the readers of columns of texts or pictures."""
+        return Encoding(tuple(_column_from(value, readers or {}) for value in values))
+
+
+def _column_from(value: dict[str, Any], readers: Mapping[str, Reader]) -> Numeric | Categorical | Vector:
+    fields = {key: v for key, v in value.items() if key != "kind"}
+    if value["kind"] == "numeric":
+        return Numeric(**fields)
+    if value["kind"] == "categorical":
+        return Categorical(fields["name"], tuple(fields["categories"]))
+    return Vector(fields["name"], tuple(fields["mean"]), tuple(fields["scale"]), readers[fields["name"]])
 
 
 def _fit_column(column: pd.Series) -> Numeric | Categorical:

@@ -123,10 +123,11 @@ def overview(summary: Summary) -> bytes:
         return buffer.getvalue()
 
 
-def picture(values: np.ndarray, shape: tuple[int, int]) -> str:
-    """One row's features as a small grey picture, dark where they are large, as a data URI."""
+def picture(pixels: np.ndarray) -> str:
+    """A small picture as a data URI: greys (H, W), from their smallest, black, to their largest; or colours (H, W, 3), 0..255."""
     buffer = io.BytesIO()
-    imsave(buffer, -values.reshape(shape).astype(float), cmap="gray", format="png", metadata=NO_NAME)
+    grey = pixels.ndim == 2
+    imsave(buffer, pixels.astype(float) if grey else pixels, cmap="gray", format="png", metadata=NO_NAME)
     return "data:image/png;base64," + b64encode(buffer.getvalue()).decode()
 
 

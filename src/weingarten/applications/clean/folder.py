@@ -118,6 +118,11 @@ class Folder:
         """Where one seed's results lie; they are whole if its ``result.json`` is there."""
         return self.partial / "seeds" / str(seed)
 
+    @property
+    def vectors(self) -> Path:
+        """Where vectors of texts are kept until the run is finished."""
+        return self.partial / "vectors"
+
     def discard(self) -> None:
         """Take the partial folder away."""
         shutil.rmtree(self.partial, ignore_errors=True)
@@ -130,7 +135,8 @@ class Folder:
             self.output.rename(self._old)
         self.partial.rename(self.output)
         shutil.rmtree(self._old, ignore_errors=True)
-        shutil.rmtree(self.output / "seeds", ignore_errors=True)
+        for made_from in ("seeds", "vectors"):
+            shutil.rmtree(self.output / made_from, ignore_errors=True)
 
 
 def plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from weingarten.applications.clean.data import Request, Source, load, split
+from weingarten.applications.clean.data import rehearse, split
 from weingarten.applications.clean.errors import UserError
 from weingarten.applications.clean.folder import Folder, plain, write_json
 from weingarten.applications.clean.labels import label_table
@@ -20,6 +20,7 @@ from weingarten.applications.clean.network import MODELS
 from weingarten.applications.clean.recipe import Settings
 from weingarten.applications.clean.report import write_report
 from weingarten.applications.clean.seed import SeedResult, run_seed
+from weingarten.applications.clean.source import Request, Source, load
 from weingarten.applications.clean.summary import Summary, summarise
 from weingarten.bilevel.methods import METHODS
 
@@ -27,6 +28,9 @@ __all__ = ["Job", "finished_seeds", "run"]
 
 ONE_THREAD = 50_000_000
 """Multiplications of one pass through the data below which one thread is used."""
+
+PREPARING = 0.3
+"""The share of the first seed's progress that encoding texts gets."""
 
 VERSION = "1"
 """Of the output folder's contents: a folder of another version is not resumed."""
@@ -46,9 +50,8 @@ class Job:
 
     def folder(self, source: Source) -> Folder:
         """The output folder, with all that determines its contents."""
-        request = {
-            key: value for key, value in asdict(self.request).items() if key not in ("train", "trusted")
-        }
+        by_digest = ("train", "trusted", "encoder")
+        request = {key: value for key, value in asdict(self.request).items() if key not in by_digest}
         settings = {"version": VERSION, "data": source.digests(), **request, **asdict(self.settings)}
         return Folder(self.output, settings | {"seeds": self.seeds, "seed": self.seed})
 
@@ -75,11 +78,15 @@ def run(job: Job, progress: Callable[[int, float, str], None] | None = None) -> 
     if job.resume and folder.finished() and not folder.partial.exists():
         found: dict[str, Any] = json.loads((job.output / "summary.json").read_text(encoding="utf-8"))
         return found
-    parts = split(source, job.seed, job.seed)  # finds what only a split can find, before anything is written
+    rehearse(source, job.seed)  # before anything is written
     folder.begin(job.resume)
     try:
-        with _threads_for(parts.x.numel() * job.settings.hidden):
-            summary = _work(job, source, folder, progress)
+        start = time.perf_counter()
+        share = PREPARING if source.readers else 0.0
+        source.prepare(folder.vectors, lambda part, text: progress(0, share * part, text))
+        prepared = time.perf_counter() - start
+        with _threads_for(split(source, job.seed, job.seed).x.numel() * job.settings.hidden):
+            summary = _work(job, source, folder, share, prepared, progress)
         _write(folder.partial, summary)
         folder.finish()
     except Exception:
@@ -89,16 +96,34 @@ def run(job: Job, progress: Callable[[int, float, str], None] | None = None) -> 
     return plain(summary.values)
 
 
-def _work(job: Job, source: Source, folder: Folder, progress: Callable[[int, float, str], None]) -> Summary:
-    """Every seed, those finished earlier from disk, and their means."""
-    start = time.perf_counter()
+def _work(
+    job: Job,
+    source: Source,
+    folder: Folder,
+    share: float,
+    prepared: float,
+    progress: Callable[[int, float, str], None],
+) -> Summary:
+    """Every seed, those finished earlier from disk, and their means.
+
+    Args:
+        job: what to do.
+        source: with its readers prepared.
+        folder: for the seeds.
+        share: of the first seed's progress that is done.
+        prepared: seconds that took.
+        progress: see :func:`run`.
+    """
+    start = time.perf_counter() - prepared
     seeds = range(job.seed, job.seed + job.seeds)
-    earlier = [found for seed in seeds if (found := SeedResult.load(folder.seed(seed))) is not None]
+    earlier = [
+        found for seed in seeds if (found := SeedResult.load(folder.seed(seed), source.readers)) is not None
+    ]
     results = []
     for done, seed in enumerate(seeds):
 
         def tell(part: float, text: str, done: int = done) -> None:
-            progress(done, part, text)
+            progress(done, part if done else share + (1 - share) * part, text)
 
         results.append(run_seed(source, job.settings, seed, job.seed, folder.seed(seed), job.resume, tell))
     seconds = time.perf_counter() - start + sum(result.values["seconds"]["total"] for result in earlier)

@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from weingarten.applications.clean.data import Source
 from weingarten.applications.clean.seed import SeedResult, stacked
+from weingarten.applications.clean.source import Source
 
 __all__ = ["label_table"]
 

@@ -21,6 +21,7 @@ __all__ = ["render", "write_report"]
 MOST_SUSPECT = 24
 ROWS_PER_MISTAKE = 3
 KEY_COLUMNS = 6
+LONGEST_TEXT = 400
 
 
 def write_report(folder: Path, summary: Summary) -> None:
@@ -131,7 +132,7 @@ def _what_was_done(summary: Summary) -> list[str]:
     data = (
         f"The table {source.train.name} has {len(source.train)} rows in {len(source.classes)} classes. "
         f"{counts['train']} rows "
-        f"({counts['features']} features after standardising and one-hot coding) were judged.{noise} "
+        f"({counts['features']} numbers each, {_coded(summary)}) were judged.{noise} "
         f"{counts['trusted']} rows "
         f"{origin} are trusted: their labels are taken as right.{held}"
     )
@@ -152,6 +153,13 @@ def _what_was_done(summary: Summary) -> list[str]:
     return [data, weights, *([corrected] if settings["correct_labels"] else []), rivals]
 
 
+def _coded(summary: Summary) -> str:
+    readers = summary.source.readers
+    read = [f"column {name} turned into numbers as said below" for name in readers]
+    others = [name for name in summary.source.train.features if name not in readers]
+    return ", ".join([*read, *(["columns standardised or one-hot coded"] if others else [])])
+
+
 def _settings(summary: Summary) -> list[tuple[str, Any]]:
     values = {**summary.values["request"], **summary.values["settings"]}
     named = [
@@ -160,6 +168,8 @@ def _settings(summary: Summary) -> list[tuple[str, Any]]:
         if value not in ([], ())
     ]
     unset = {"label", "trusted", "noise", "held out", "trusted size"}
+    absent = {"text", "encoder", "images"}
+    named = [(key, value) for key, value in named if key not in absent or value != "auto"]
     named = [(key, "default" if key in unset and value == "auto" else value) for key, value in named]
     return [*named, ("seeds", ", ".join(map(str, summary.values["seeds"])))]
 
@@ -189,20 +199,26 @@ def _suspects(summary: Summary) -> dict[str, Any]:
     ).cumcount()  # so that one frequent mistake does not fill the page
     table = table.iloc[np.argsort(place.to_numpy() >= ROWS_PER_MISTAKE, kind="stable")].head(MOST_SUSPECT)
     table = table.sort_values("score", ascending=False, kind="stable")
-    features, shape = summary.source.train.features, summary.source.train.image_shape
+    features, readers = summary.source.train.features, summary.source.readers
     rows = table.to_dict("records")
+    pictures = [summary.source.picture(row["row"]) for row in rows]
     columns: list[str] = []
-    if shape is not None:
+    if any(pixels is not None for pixels in pictures):
+        for row, pixels in zip(rows, pictures, strict=True):
+            row["picture"] = figures.picture(pixels) if pixels is not None else ""
+    elif rows:
+        columns = [*readers, *(name for name in _key_columns(summary) if name not in readers)]
         for row in rows:
-            row["picture"] = figures.picture(features.iloc[row["row"]].to_numpy(), shape)
-    else:
-        columns = _key_columns(summary)
-        for row in rows:
-            row["values"] = [_short(features[name].iloc[row["row"]]) for name in columns]
+            found = {name: features[name].iloc[row["row"]] for name in columns}
+            row["values"] = {
+                name: _cut(value, LONGEST_TEXT) if name in readers else _short(value)
+                for name, value in found.items()
+            }
     return {
         "rows": rows,
         "columns": columns,
-        "pictures": shape is not None,
+        "texts": list(readers),
+        "pictures": any("picture" in row for row in rows),
         "truth": "truth" in table.columns,
     }
 
@@ -226,4 +242,8 @@ def _key_columns(summary: Summary) -> list[str]:
 def _short(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return "missing" if math.isnan(value) else f"{value:.4g}"
-    return str(value)[:40]
+    return _cut(str(value), 40)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weingarten.applications.clean.classifier import Classifier, load_model
-from weingarten.applications.clean.data import Parts, Source, split
+from weingarten.applications.clean.classifier import Classifier, restore
+from weingarten.applications.clean.data import Parts, split
 from weingarten.applications.clean.folder import read_tensors, write_json, write_tensors
 from weingarten.applications.clean.network import accuracy
+from weingarten.applications.clean.reader import Reader
 from weingarten.applications.clean.recipe import Cleaned, Settings, clean_labels
 from weingarten.applications.clean.rivals import auroc, compete
+from weingarten.applications.clean.source import Source
 
 __all__ = ["SeedResult", "run_seed"]
 
@@ -42,13 +44,13 @@ class SeedResult:
     classifier: Classifier
 
     @staticmethod
-    def load(folder: Path) -> SeedResult | None:
+    def load(folder: Path, readers: Mapping[str, Reader]) -> SeedResult | None:
         """A finished seed's result, or None if it was not finished."""
         if not (folder / "result.json").exists():
             return None
         values = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         return SeedResult(
-            values["seed"], read_tensors(folder / "rows.safetensors"), values, load_model(folder)
+            values["seed"], read_tensors(folder / "rows.safetensors"), values, restore(folder, readers)
         )
 
 
@@ -62,7 +64,7 @@ def run_seed(
     progress: Callable[[float, str], None],
 ) -> SeedResult:
     """The seed's result, stored in the folder, or read from it if it was finished before."""
-    found = SeedResult.load(folder)
+    found = SeedResult.load(folder, source.readers)
     if found is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,7 @@ def run_seed(
     write_tensors(folder / "rows.safetensors", rows)
     Classifier(cleaned.model, parts.encoding, source.classes).save(folder)
     write_json(folder / "result.json", values)  # last: it says that the others are whole
-    result = SeedResult.load(folder)
+    result = SeedResult.load(folder, source.readers)
     assert result is not None
     return result
 

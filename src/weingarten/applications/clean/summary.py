@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from weingarten.applications.clean.data import Source
 from weingarten.applications.clean.rivals import ACCURACY, AUROC
 from weingarten.applications.clean.seed import SeedResult
+from weingarten.applications.clean.source import Source
 
 __all__ = ["Spread", "Summary", "summarise"]
 

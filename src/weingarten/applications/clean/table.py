@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +11,13 @@ import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits
 
+from weingarten.applications.clean.columns import refuse_unusable, remarks, values_to_read
 from weingarten.applications.clean.errors import UserError, near, some
 
 __all__ = ["BUILT_IN", "Table", "matched", "read_table"]
 
 BUILT_IN = "digits"
-MOST_CATEGORIES = 100
 MOST_CLASSES = 1000
-_FILE = re.compile(r"\.(?:png|jpe?g|gif|bmp|tiff?|webp|wav|mp3|flac|mp4|avi|npy|dcm)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Table:
         features: one column per feature, numeric or categorical.
         labels: class names, one per row.
         digest: of the file's bytes, so that a resumed run can tell whether it is the same data.
-        image_shape: rows and columns of pixels, if each row is a picture.
+        image_shape: rows and columns of pixels, if the features are those of a picture.
         notes: remarks for the report.
     """
 
@@ -46,7 +44,14 @@ class Table:
         return len(self.labels)
 
 
-def read_table(source: str, option: str, label: str | None, drop: Sequence[str] = ()) -> Table:
+def read_table(
+    source: str,
+    option: str,
+    label: str | None,
+    drop: Sequence[str] = (),
+    text: str | None = None,
+    images: str | None = None,
+) -> Table:
     """The table of a file, or of the built-in data set.
 
     Args:
@@ -54,11 +59,18 @@ def read_table(source: str, option: str, label: str | None, drop: Sequence[str] 
         option: what the user calls this input, for error messages.
         label: name of the label's column.
         drop: names of columns that are no features.
+        text: name of the column of texts.
+        images: name of the column of image files. Their paths become absolute ones: they are relative to the table's folder.
 
     Raises:
         UserError: if there is no such file or column, or its contents cannot be used.
     """
+    read = {name: named for name, named in ((text, "--text"), (images, "--images")) if name is not None}
     if source == BUILT_IN and not Path(source).exists():
+        for named in read.values():
+            raise UserError(
+                f"{named}: found with the built-in {BUILT_IN!r}, which has numbers only; leave it out, or give a file"
+            )
         return _digits(label, drop)
     path = Path(source)
     frame = _read_frame(path, option)
@@ -67,9 +79,13 @@ def read_table(source: str, option: str, label: str | None, drop: Sequence[str] 
             f"--label: none given for {path.name}, expected the name of the label's column; "
             f"{near('label', frame.columns)}"
         )
-    for wanted, named in [(label, "--label"), *((name, "--drop") for name in drop)]:
+    for wanted, named in [(label, "--label"), *((name, "--drop") for name in drop), *read.items()]:
         if wanted not in frame.columns:
             raise UserError(f"{named}: {path.name} has no column {wanted!r}; {near(wanted, frame.columns)}")
+        if named in read.values() and wanted in (label, *drop):
+            raise UserError(
+                f"{named}: {wanted!r} is the column of --{'label' if wanted == label else 'drop'} too, expected a feature"
+            )
     labels = _class_names(frame[label], path.name)
     features = frame.drop(columns=[label, *drop])
     if features.shape[1] == 0:
@@ -77,9 +93,14 @@ def read_table(source: str, option: str, label: str | None, drop: Sequence[str] 
             f"{option}: {path.name} has no column besides the label and the dropped ones, expected features"
         )
     for name in features.columns:
-        _refuse_unusable(features[name], path.name)
+        if name in read:
+            features[name] = values_to_read(features[name], path.name, read[name])
+        else:
+            refuse_unusable(features[name], path.name)
+    if images is not None:
+        features[images] = [str(path.absolute().parent / value) for value in features[images]]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Table(path.name, features, labels, digest, notes=_remarks(features))
+    return Table(path.name, features, labels, digest, notes=remarks(features.drop(columns=list(read))))
 
 
 def matched(table: Table, train: Table, option: str) -> Table:
@@ -201,71 +222,3 @@ def _class_names(column: pd.Series, name: str) -> np.ndarray:
             "rows per class; is it the right column?"
         )
     return labels
-
-
-def _refuse_unusable(column: pd.Series, file: str) -> None:
-    """Raises for a column that is neither numeric nor categorical."""
-    name, later = column.name, "for a later version"
-    remedy = f"leave it out with --drop {name}"
-    values = column.dropna()
-    if values.empty:
-        raise UserError(f"column {name!r} of {file} is empty; {remedy}")
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column):
-        infinite = int(np.isinf(values.astype(float).to_numpy()).sum())
-        if infinite:
-            raise UserError(
-                f"column {name!r} of {file} has {infinite} infinite values, expected finite ones; mend "
-                f"them, or {remedy}"
-            )
-        return
-    if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
-        raise UserError(
-            f"column {name!r} of {file} holds dates; columns of dates are {later}; turn it into numbers, or {remedy}"
-        )
-    if not all(isinstance(value, (str, bool, int, float, np.generic)) for value in values):
-        raise UserError(
-            f"column {name!r} of {file} holds {type(values.iloc[0]).__name__} values, expected numbers or "
-            f"categories; {remedy}"
-        )
-    text = values.astype(str)
-    different = text.nunique()
-    if text.str.contains(_FILE).mean() > 0.5:
-        raise UserError(
-            f"column {name!r} of {file} holds file paths like {text.iloc[0][:40]!r}; columns of "
-            f"text/images are {later}; {remedy}"
-        )
-    if different > 0.5 * len(text) and text.str.split().str.len().mean() >= 3:
-        raise UserError(
-            f"column {name!r} of {file} holds text like {text.iloc[0][:40]!r}; columns of text/images are "
-            f"{later}; {remedy}"
-        )
-    if different > MOST_CATEGORIES or (different > 20 and different > 0.5 * len(text)):
-        raise UserError(
-            f"column {name!r} of {file} has {different} different values in {len(text)} rows, expected at "
-            f"most {MOST_CATEGORIES} categories; {remedy}"
-        )
-
-
-def _remarks(features: pd.DataFrame) -> list[str]:
-    notes = []
-    for name in features.columns:
-        column = features[name]
-        if pd.api.types.is_numeric_dtype(column):
-            missing = int(column.isna().sum())
-            if missing:
-                notes.append(
-                    f"Column {name}: {missing} missing values were replaced by the training rows' median."
-                )
-            if (
-                pd.api.types.is_integer_dtype(column)
-                and len(column) > 20
-                and (column.diff().dropna() == 1).all()
-            ):
-                notes.append(
-                    f"Column {name} counts the rows. If it is an identifier, leave it out with --drop {name}."
-                )
-        elif column.isna().any():
-            notes.append(
-                f"Column {name}: {int(column.isna().sum())} missing values count as a category of their own."
-            )
-    return notes

@@ -1,0 +1,208 @@
+"""A frozen encoder of texts, from a folder on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from weingarten.applications.clean.errors import UserError, some
+
+__all__ = ["Encoder"]
+
+BATCH = 64
+LIMIT = 512
+"""Tokens per text, where neither tokenizer nor model names a limit."""
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+READ = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt", "*.model",
+        "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+"""The files of the folder that determine what the encoder says."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    r"""Text to vector: the mean of the last hidden states over the text's tokens, scaled to length one.
+
+    .. math:: v = m / |m|, \quad m = \frac{1}{T} \sum_{t=1}^{T} h_t
+
+    Mean pooling is what sentence encoders are trained with (Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084). The
+    encoder is in evaluation mode and no parameter of it changes.
+
+    Attributes:
+        name: of the folder, without the path to it.
+        digest: of the files that determine the vectors.
+        limit: the most tokens per text, special ones included; the rest of a longer text is not read.
+    """
+
+    name: str
+    digest: str
+    tokenizer: Any
+    model: Any
+    limit: int
+
+    @staticmethod
+    def load(folder: str | Path, option: str = "--encoder") -> Encoder:
+        """The encoder of a folder with ``config.json``, a tokenizer and ``model.safetensors``.
+
+        Nothing is fetched from anywhere, and no code in the folder is run.
+
+        Args:
+            folder: in the layout of Hugging Face's ``save_pretrained``.
+            option: what the user calls it, for error messages.
+
+        Raises:
+            UserError: if transformers is not installed, or the folder holds no usable encoder.
+        """
+        folder = Path(folder)
+        _check(folder, option)
+        with _transformers(option) as transformers:
+            try:
+                where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+                tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **where)
+                model, found = transformers.AutoModel.from_pretrained(
+                    str(folder), use_safetensors=True, output_loading_info=True, **where
+                )
+            except Exception as error:  # whatever third parties raise over a folder that somebody else made
+                raise _unusable(folder, option, error) from error
+        absent = sorted(name for name in found["missing_keys"] if "pooler" not in name)  # pooling is ours
+        if absent:
+            raise UserError(
+                f"{option}: the weights of {folder} lack {some(absent, 3)}, which config.json asks for; "
+                "take the files of one model"
+            )
+        if getattr(model.config, "is_encoder_decoder", False):
+            model = model.get_encoder()
+        tokenizer.padding_side = "right"
+        if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise UserError(
+                    f"{option}: the tokenizer of {folder} has no padding token; set pad_token in it"
+                )
+            tokenizer.pad_token = tokenizer.eos_token
+        model = model.float().eval().requires_grad_(False)
+        encoder = Encoder(folder.resolve().name, _digest(folder), tokenizer, model, _limit(tokenizer, model))
+        try:
+            encoder.encode(["a"])
+        except UserError:
+            raise
+        except Exception as error:  # a model that takes other inputs, or says something else
+            raise _unusable(folder, option, error) from error
+        return encoder
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text if nothing is cut off, special ones included."""
+        found: list[int] = []
+        for start in range(0, len(texts), BATCH):
+            tokens = self.tokenizer(list(texts[start : start + BATCH]), verbose=False)
+            found += [len(row) for row in tokens["input_ids"]]
+        return found
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str], progress: Callable[[int], None] = lambda done: None) -> np.ndarray:
+        """Vectors (N, D) of length one, float32. Texts of similar length in a row cost least.
+
+        Args:
+            texts: N of them.
+            progress: called with how many are done.
+
+        Raises:
+            UserError: if a vector is not finite.
+        """
+        found = []
+        for start in range(0, len(texts), BATCH):
+            batch = self.tokenizer(
+                list(texts[start : start + BATCH]),
+                padding=True,
+                truncation=True,
+                max_length=self.limit,
+                return_tensors="pt",
+            )
+            ids, mask = batch["input_ids"], batch["attention_mask"]
+            hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+            weight = mask[..., None].to(hidden)
+            vectors = normalize((hidden * weight).sum(1) / weight.sum(1).clamp_min(1.0), dim=1)
+            if not bool(torch.isfinite(vectors).all()):
+                raise UserError(f"--encoder: {self.name} gives values that are not finite; take another one")
+            found.append(vectors.numpy())
+            progress(min(start + BATCH, len(texts)))
+        return np.concatenate(found)
+
+
+def _check(folder: Path, option: str) -> None:
+    expected = "expected a folder with config.json, a tokenizer and model.safetensors"
+    if not folder.exists():
+        raise UserError(f"{option}: no such folder: {folder}; {expected}")
+    if not folder.is_dir():
+        raise UserError(f"{option}: {folder} is a file, {expected}")
+    if not (folder / "config.json").exists():
+        raise UserError(f"{option}: {folder} has no config.json, {expected}")
+    if not any((folder / name).exists() for name in WEIGHTS):
+        raise UserError(
+            f"{option}: {folder} has no weights (model.safetensors), {expected}; other formats of weights can "
+            "be converted by model.save_pretrained"
+        )
+    if not any(any(folder.glob(name)) for name in TOKENIZERS):
+        raise UserError(f"{option}: {folder} has no tokenizer ({', '.join(TOKENIZERS)}), {expected}")
+
+
+def _unusable(folder: Path, option: str, error: Exception) -> UserError:
+    first = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
+    return UserError(
+        f"{option}: {folder} holds no usable encoder ({type(error).__name__}: {first}); expected what "
+        "save_pretrained writes for an encoder and its tokenizer"
+    )
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 of the files that are read, with their names."""
+    files = sorted({path for pattern in READ for path in folder.glob(pattern) if path.is_file()})
+    found = hashlib.sha256()
+    for path in files:
+        content = hashlib.sha256()
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                content.update(block)
+        found.update(f"{path.name} {content.hexdigest()}\n".encode())
+    return found.hexdigest()
+
+
+def _limit(tokenizer: Any, model: Any) -> int:
+    """The tokenizer's limit or the number of positions, whichever is smaller."""
+    known = [tokenizer.model_max_length] if tokenizer.model_max_length < 10**9 else []
+    for name in ("max_position_embeddings", "n_positions"):
+        positions = getattr(model.config, name, None)
+        if isinstance(positions, int) and positions > 0:
+            known.append(positions)
+    for name, module in model.named_modules():  # RoBERTa counts positions from the padding's number on
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            known.append(module.num_embeddings - module.padding_idx - 1)
+    return min(known, default=LIMIT)
+
+
+@contextmanager
+def _transformers(option: str) -> Iterator[Any]:
+    """The package, silent within the block: its messages and bars would break into ours."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(
+            f"{option}: transformers is not installed; run: pip install 'weingarten[text]'"
+        ) from None
+    logging = transformers.utils.logging
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        logging.set_verbosity(before)
+        if bar:
+            logging.enable_progress_bar()
