@@ -4,11 +4,12 @@
 MLP and a convolutional network. When a run's time is up, a network is trained anew on the weights that it has come to; the
 metric is that one's accuracy on test images.
 
-The regime is the one that implicit differentiation is about, and is chosen for this reason: a run starts from parameters
-trained to near convergence on all rows (set-up, not counted), weight decay is small, pixels are neither centred nor scaled (so
-that the inner problem is ill-conditioned), and the inner level takes many steps per outer one, so that there are few of these.
-At such a point one hypergradient that leaves the curvature out ranks wrong labels much worse than one that does not. Where
-inner steps are few and outer ones many, even the former finds its way in the end.
+The regime is the one that implicit differentiation is about: a run starts from parameters trained to near convergence on all
+rows (set-up, not counted), weight decay is small, pixels are neither centred nor scaled (so that the inner problem is
+ill-conditioned), and the inner level takes many steps per outer one, so that there are few of these. There one hypergradient
+that leaves the curvature out ranks wrong labels much worse than one that does not. This is a choice in favour of curvature, made
+on seed 60: with 10 inner steps per outer one and 30 of these, identity and KFAC came to the same accuracy on validation rows
+(linear 0.843 and 0.842, MLP 0.862 and 0.865; one of 600 rows is 0.002).
 """
 
 from __future__ import annotations
