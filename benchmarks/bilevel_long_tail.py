@@ -1,0 +1,105 @@
+"""Rows of the bilevel benchmark: long-tailed classes, with weights from a network that a small balanced set judges.
+
+Images of MNIST (14 by 14): the largest class has 300, the others fall geometrically to a tenth, a fiftieth or a hundredth of
+that, in an order of the classes that the seed draws; 10 images of each class are the outer level. A run starts from an MLP
+trained without weights (set-up, not counted), which also gives the losses that the weight network sees. When its time is up,
+an MLP is trained anew with the weights found; the metric is that one's balanced accuracy, the mean of the classes' recalls, on
+test images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from sklearn.metrics import balanced_accuracy_score
+from torch import Tensor
+
+import weingarten as wg
+from benchmarks import bilevel_mnist as mnist
+from benchmarks.bilevel_protocol import Clock, Make, Probe, Result, Row, Setting
+from weingarten.applications.problems import WeightNetwork
+
+__all__ = ["ROWS", "LongTail"]
+
+LARGEST, TRUSTED, BATCH, INNER_STEPS = 300, 10, 250, 60
+WARM, RETRAIN = 600, 600
+"""Steps of Adam before the run and for the network trained anew after it."""
+
+
+def _data(seed: int, imbalance: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Images and labels of the long tail, and the balanced set."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = mnist.pool(generator)
+    tail, balanced = [], []
+    for place, label in enumerate(torch.randperm(mnist.CLASSES, generator=generator).tolist()):
+        rows = (y == label).nonzero()[:, 0]
+        balanced.append(rows[:TRUSTED])
+        size = round(LARGEST * imbalance ** (-place / (mnist.CLASSES - 1)))
+        tail.append(rows[TRUSTED : TRUSTED + size])
+    inner, outer = torch.cat(tail), torch.cat(balanced)
+    return x[inner], y[inner], (x[outer], y[outer])
+
+
+@dataclass(frozen=True)
+class LongTail(Row):
+    """One imbalance: the largest class over the smallest."""
+
+    imbalance: int
+    name: str
+    seconds: float = 2.0
+    rates: tuple[float, float, float, float] = (0.01, 0.03, 0.1, 0.3)
+    dampings: tuple[float, float] = (1e-2, 1e-1)
+    weight_decay: float = 3e-3
+    metric: str = "balanced accuracy"
+
+    def run(self, make: Make, setting: Setting, seed: int) -> Result:
+        task, problem, params, rows, outer = self._start(seed)
+        clock = Clock(self.seconds)
+        try:
+            found = wg.solve(
+                problem,
+                make(setting.damping, self.symmetry()),
+                mnist.adam(1e-3),
+                mnist.adam(setting.rate),
+                steps=10**6,
+                params=params,
+                hparams=task.start(),
+                inner_data=rows,
+                outer_data=outer,
+                inner_steps=INNER_STEPS,
+                callbacks=[clock],
+                seed=seed,
+            )
+        except (wg.DivergenceError, ValueError):  # a singular matrix is a ValueError
+            return clock.result(float("nan"))
+        anew = wg.Objective(mnist.fresh(mnist.mlp, seed + 1), wg.CrossEntropy()).params()
+        last = mnist.train(problem, found.hparams, rows, anew, RETRAIN, 1e-2, seed + 1)
+        x, y = mnist.judges(seed)
+        metric, before, end = (
+            float(balanced_accuracy_score(y.numpy(), mnist.predicted(problem, p, x).numpy()))
+            for p in (last, params, found.params)
+        )
+        return clock.result(metric, accuracy_unweighted=before, accuracy_at_the_end=end)
+
+    def probe(self, seed: int) -> Probe:
+        task, problem, params, rows, outer = self._start(seed)
+        inner = rows.draw(torch.Generator().manual_seed(seed))
+        hparams = task.start()
+        draw = torch.Generator().manual_seed(seed)  # off zero, where the first layer's gradient vanishes
+        hparams["last.weight"] = 0.3 * torch.randn(hparams["last.weight"].shape, generator=draw)
+        return Probe(problem, params, hparams, wg.Batches(wg.Batch(*outer), inner))
+
+    def symmetry(self) -> wg.Symmetry | None:
+        return wg.infer_symmetry(mnist.fresh(mnist.mlp, 0), torch.zeros(2, 1, 14, 14))
+
+    def _start(self, seed: int) -> tuple[WeightNetwork, wg.Problem, wg.Tree, wg.Rows, tuple[Tensor, Tensor]]:
+        x, y, outer = _data(seed, self.imbalance)
+        task = WeightNetwork(mnist.fresh(mnist.mlp, seed), mnist.CLASSES, self.weight_decay, seed=seed)
+        problem, first = task.problem(), task.problem().inner.objective.params()
+        plain = wg.Rows(task.inputs(x, y), y, min(BATCH, len(y)))  # all weights are 1 at the start
+        params = mnist.train(problem, task.start(), plain, first, WARM, 1e-2, seed)
+        return task, problem, params, wg.Rows(task.inputs(x, y, params), y, plain.batch_size), outer
+
+
+ROWS: list[Row] = [LongTail(imbalance, f"long tail {imbalance}") for imbalance in (10, 50, 100)]
