@@ -97,6 +97,8 @@ class Poisoning:
             raise ValueError(
                 f"Poisoning: epsilon is {self.epsilon}, low {self.low} and high {self.high}, expected epsilon > 0 and low < high"
             )
+        if not len(self.inputs):
+            raise ValueError("Poisoning: inputs has no row, expected at least one that may be changed")
         if self.rows.shape != (len(self.inputs),) or not bool((self.rows.diff() > 0).all()):
             raise ValueError(
                 f"Poisoning: rows has shape {tuple(self.rows.shape)} for {len(self.inputs)} inputs, expected one number for each "
@@ -148,8 +150,6 @@ class Poisoning:
             raise ValueError(
                 "Poisoning.change: the batch has no row numbers, expected batch.rows; draw it from wg.Rows(inputs, targets)"
             )
-        if not len(self.rows):
-            return batch
         place = torch.searchsorted(self.rows, batch.rows).clamp(max=len(self.rows) - 1)
         may = self.rows[place] == batch.rows
         delta = hparams["delta"][place] * may.reshape(-1, *[1] * (self.inputs.ndim - 1))
