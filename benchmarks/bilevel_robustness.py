@@ -68,7 +68,9 @@ def accuracy(train: wg.Batch, test: wg.Batch, seed: int) -> float:
     """On the test rows, after retraining from scratch: mean of three initialisations."""
     models = [retrain(train, 1000 + 10 * seed + k) for k in range(3)]
     with torch.no_grad():
-        return float(torch.stack([model(test.inputs).argmax(1) == test.targets for model in models]).float().mean())
+        return float(
+            torch.stack([model(test.inputs).argmax(1) == test.targets for model in models]).float().mean()
+        )
 
 
 def poisoning(data: Digits, model: nn.Module, fraction: float, epsilon: float, seed: int) -> Poisoning:

@@ -38,3 +38,12 @@ def test_trainer_of_lightning(capsys):
     pytest.importorskip("pytorch_lightning")
     assert main_of("symo_lightning.py")(epochs=2) > 0.7  # ten classes
     assert "0.weight" in capsys.readouterr().out
+
+
+def test_robustness(tmp_path, capsys):
+    path = tmp_path / "robustness.png"
+    assert (
+        main_of("robustness.py")(path, steps=20) > 0.02
+    )  # of 950 test digits, 19 more than random changes cost
+    assert path.stat().st_size > 0
+    assert "learned weights" in capsys.readouterr().out

@@ -80,7 +80,9 @@ def test_hypergradient_is_the_dense_formula_of_a_linear_model():
     q = torch.linalg.solve(hessian, torch.func.grad(outer)(flat))
     mixed = torch.func.jacrev(torch.func.grad(inner), argnums=1)(flat, hparams["delta"])
     expected = -torch.einsum("p,pnij->nij", q, mixed)
-    method = wg.Implicit(solver=wg.Direct(), preconditioner=None, damping=0.0)  # linear: the GGN is the Hessian
+    method = wg.Implicit(
+        solver=wg.Direct(), preconditioner=None, damping=0.0
+    )  # linear: the GGN is the Hessian
     found = method(problem, params, hparams, wg.Batches(held, train)).value["delta"]
     assert relative_error(found, expected) < 1e-8
 
