@@ -112,8 +112,8 @@ class Changes(Row):
 
     metric = "drop of test accuracy"
     seconds = 3.0
-    rates = (0.02, 0.05, 0.2, 0.5)
-    dampings = (1e-3, 1e-2)
+    rates = (0.02, 0.05, 0.15, 0.4)
+    dampings = (3e-3, 3e-2)
     fraction: float
     epsilon: float
 
