@@ -74,3 +74,10 @@ def test_long_tail(tmp_path):
     before, after = main_of("long_tail.py")(tmp_path / "figure.png", steps=12)
     assert after > before + 0.02
     assert (tmp_path / "figure.png").stat().st_size > 0
+def test_robustness(tmp_path, capsys):
+    path = tmp_path / "robustness.png"
+    assert (
+        main_of("robustness.py")(path, steps=12) > 0.02
+    )  # of 950 test digits, 19 more than random changes cost
+    assert path.stat().st_size > 0
+    assert "learned weights" in capsys.readouterr().out

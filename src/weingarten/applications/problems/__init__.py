@@ -14,6 +14,7 @@ from weingarten.applications.problems.meta_loop import (
     adapt,
     meta_solve,
 )
+from weingarten.applications.problems.poisoning import Around, Poisoning
 from weingarten.applications.problems.row_weights import RowWeights
 from weingarten.applications.problems.weight_decays import WeightDecays
 from weingarten.applications.problems.weight_network import WeightNetwork
