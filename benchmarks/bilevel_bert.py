@@ -1,8 +1,8 @@
 """What one hypergradient of all layers of a BERT costs: time and peak memory of every method, as ratios to the identity.
 
-The model has the architecture of MiniLM-L6 (22.6 million parameters, all trained) and six classes; the outer variables are weights of
-the 64 rows of the inner batch, 32 tokens each. A sample is ten outer steps in a row, since a curvature is kept for ten. Methods
-that take seconds a step run once.
+The model has the architecture of MiniLM-L6 (22.6 million parameters, all trained) and six classes; the outer variables are
+weights of the 64 rows of the inner batch, 32 tokens each. A sample is ten outer steps in a row, since a curvature is kept for
+ten. Methods that take seconds a step run once.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def _child(pipe: Connection, name: str) -> None:
     keep_trim()
     torch.set_num_threads(1)
     arguments = setting()
-    small = [wg.Batch(b.inputs[:2], b.targets[:2], rows=b.rows[:2]) for b in (arguments[3].outer, arguments[3].mixed)]
+    small = [
+        wg.Batch(b.inputs[:2], b.targets[:2], rows=b.rows[:2])
+        for b in (arguments[3].outer, arguments[3].mixed)
+    ]
     outer_steps("identity", 1, (*arguments[:3], wg.Batches(*small)))  # loads code and threads
     pipe.send(extra_peak(lambda: outer_steps(name, 2, arguments).residual)[0])
 

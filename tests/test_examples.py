@@ -61,6 +61,8 @@ def test_few_shot(tmp_path, capsys):
     assert gain > 0  # accuracy on new classes of digits
     assert (tmp_path / "few_shot.png").stat().st_size > 10_000
     assert "accuracy on new classes" in capsys.readouterr().out
+
+
 def test_clean_images(tmp_path):
     pytest.importorskip("matplotlib")
     before, after, ranking = main_of("clean_images.py")(tmp_path / "figure.png", steps=12)
@@ -74,6 +76,8 @@ def test_long_tail(tmp_path):
     before, after = main_of("long_tail.py")(tmp_path / "figure.png", steps=12)
     assert after > before + 0.02
     assert (tmp_path / "figure.png").stat().st_size > 0
+
+
 def test_robustness(tmp_path, capsys):
     path = tmp_path / "robustness.png"
     assert (

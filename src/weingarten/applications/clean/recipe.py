@@ -24,7 +24,7 @@ LOOP = 0.9
 """The outer loop's share of the progress bar."""
 THRESHOLD = 0.5
 TRUSTED_SHARE = 0.3
-"""Of the final training's weight, at least, however few the trusted rows are: what is corrected is a belief, what is trusted is not."""
+"""Of the final training's weight, at least, however few the trusted rows are: they are known, the corrected ones believed."""
 REASON = "where the cleaned model finds the given label less likely than all others together"
 
 

@@ -20,6 +20,7 @@ from weingarten.applications.problems.weight_decays import WeightDecays
 from weingarten.applications.problems.weight_network import WeightNetwork
 
 __all__ = [
+    "Around",
     "AugmentationRange",
     "AuxiliaryWeights",
     "Copies",
@@ -36,8 +37,11 @@ __all__ = [
     "Joined",
     "MetaOutcome",
     "MetaTask",
+    "Poisoning",
+    "RowWeights",
     "Sines",
     "WeightDecays",
+    "WeightNetwork",
     "adapt",
     "masked_rows",
     "meta_solve",
