@@ -1,4 +1,4 @@
-"""The cleaned model: one network, trained from scratch on corrected labels."""
+"""Training a network on labels that may be distributions over the classes, and what these are."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ def posterior(log_probability: Tensor, transition: Tensor, given: Tensor) -> Ten
     r"""Corrected label distributions :math:`q_n(c) \propto p(c | x_n) T[c, y_n]`, shape (N, C).
 
     Args:
-        log_probability: of the true classes, (N, C), from networks that did not train on the row: in-sample ones repeat the given
-            labels.
+        log_probability: of the true classes, (N, C).
         transition: T (C, C).
         given: labels (N,).
 

@@ -1,4 +1,4 @@
-"""The learning recipe: cross-fitted networks, row weights and a noise model by hypergradients, then one network on the result."""
+"""The learning recipe: row weights and a noise model by hypergradients, then one network on the result."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.nn import functional
 from weingarten.applications.clean.final import Final
 from weingarten.applications.clean.levels import row_weight
 from weingarten.applications.clean.network import build_network
+from weingarten.applications.clean.rounds import Rounds
 from weingarten.applications.clean.settings import Settings
 from weingarten.applications.clean.task import Task
 from weingarten.bilevel import Outcome
@@ -23,8 +24,6 @@ __all__ = ["Cleaned", "Settings", "clean_labels"]
 LOOP = 0.9
 """The outer loop's share of the progress bar."""
 THRESHOLD = 0.5
-TRUSTED_SHARE = 0.3
-"""Of the final training's weight, at least, however few the trusted rows are: they are known, the corrected ones believed."""
 REASON = "where the cleaned model finds the given label less likely than all others together"
 
 
@@ -126,9 +125,13 @@ def clean_labels(
 
 
 def _finish(network: nn.Module, task: Task, outcome: Outcome, seed: int) -> None:
-    """Train the network on the corrected labels and the trusted rows, which count fully."""
-    soft, confidence = task.corrected(outcome.params, outcome.hparams)
-    trusted = functional.one_hot(task.labels[len(soft) :], soft.shape[1]).to(soft.dtype)
-    each = max(1.0, TRUSTED_SHARE / (1 - TRUSTED_SHARE) * float(confidence.sum()) / len(trusted))
-    weights = torch.cat([confidence, torch.full((len(trusted),), each, dtype=soft.dtype)])
-    Final().fit(network, task.x, torch.cat([soft, trusted]), weights, seed)
+    """Train the network on the given rows, as the outer variables see them, and on the trusted rows, which count fully."""
+    rows, classes = task.levels.given, task.levels.classes
+    weight = row_weight(outcome.hparams)
+    labels = functional.one_hot(task.labels, classes).to(task.x.dtype)
+    if task.levels.correct:
+        transition, trusted = task.levels.transition(outcome.hparams), (task.x[rows:], labels[rows:])
+        Rounds().fit(network, task.x[:rows], task.labels[:rows], weight, transition, *trusted, seed)
+    else:
+        counts = torch.cat([weight, torch.ones(len(labels) - rows, dtype=weight.dtype)])
+        Final().fit(network, task.x, labels, counts, seed)
