@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -128,11 +129,12 @@ def told(trial: Trial, record: Record, since: float, left: int) -> str:
 
 
 def work_off(
-    next_trials: Callable[[], list[Trial]],
+    next_trials: Callable[[], list[Any]],
     cache: Cache,
     workers: int = WORKERS,
-    execute: Callable[[Trial], Record] = run,
+    execute: Callable[[Any], Record] = run,
     make_pool: Callable[[int], ProcessPoolExecutor] = pool,
+    tell: Callable[[Any, Record, float, int], str] = told,
 ) -> None:
     """Run trials, a few at a time, asking anew for the next ones after each, until there are none.
 
@@ -142,9 +144,10 @@ def work_off(
         workers: processes.
         execute: runs one trial.
         make_pool: of processes.
+        tell: the line printed after a trial, from it, its record, the start and the number of trials left.
     """
     since = time.monotonic()
-    running: dict[Future[Record], Trial] = {}
+    running: dict[Future[Record], Any] = {}
     with make_pool(workers) as executor:
         while True:
             pending = [trial for trial in next_trials() if trial not in running.values()]
@@ -158,4 +161,4 @@ def work_off(
                 record = future.result()
                 cache.add(trial, record)
                 left = len([t for t in next_trials() if t not in running.values()])
-                print(told(trial, record, since, left), flush=True)
+                print(tell(trial, record, since, left), flush=True)
