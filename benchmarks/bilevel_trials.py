@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -58,10 +59,13 @@ class Trial:
         )
 
 
-def methods_of(row: Row) -> list[str]:
+@cache
+def methods_of(row: str) -> tuple[str, ...]:
     """The methods that can take part in a row."""
-    names = list(METHODS) if row.methods is None else list(row.methods)
-    return [name for name in names if not METHODS[name].symmetric or row.symmetry() is not None]
+    allowed = ROWS[row].methods
+    names = METHODS if allowed is None else allowed
+    symmetric = ROWS[row].symmetry() is not None
+    return tuple(name for name in names if symmetric or not METHODS[name].symmetric)
 
 
 def settings(row: Row, method: str) -> list[Setting]:
@@ -100,7 +104,7 @@ def wanted(rows: list[str], find: Find) -> list[Trial]:
     """Trials that can be run now and have not been: methods of a row in turns, so that all meet the same load of the machine."""
     found = []
     for row in rows:
-        names = methods_of(ROWS[row])
+        names = methods_of(row)
         trials = [trial for name in names for trial in tuning(row, name)]
         finals = [final(row, name, find) for name in names]
         trials += [

@@ -16,6 +16,7 @@ from matplotlib import rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.optimizers_protocol import ABLATION_STEPS
 from benchmarks.optimizers_rivals import METHODS
 from benchmarks.optimizers_summary import seconds_axis
 from benchmarks.optimizers_workloads import WORKLOADS
@@ -151,12 +152,13 @@ def ablation(details: dict[str, Any], path: Path) -> None:
     right.barh(range(len(rows)), [row["optimizer_over_gradient"] for row in rows], color=colors, height=0.55)
     left.set_yticks(range(len(rows)), labels)
     right.set_yticks(range(len(rows)), [""] * len(rows))
-    left.set_xlabel(f"validation loss after {WORKLOADS['gpt'].tuning_steps} steps")
+    left.set_xlabel(f"validation loss after {ABLATION_STEPS} steps")
     right.set_xlabel("optimiser's time over the gradient's")
-    for axes, title in ((left, "Groups on the GPT, 150 steps, the better of two rates"), (right, "Cost")):
+    for axes, title in ((left, "GPT, better of two rates"), (right, "cost")):
         _dress(axes, title)
         axes.grid(axis="x", color="#e5e5e5")
         axes.set_axisbelow(True)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
     _save(figure, path)
 
 
