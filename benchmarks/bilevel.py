@@ -1,7 +1,8 @@
 """The tasks of bilevel learning: every method at equal seconds and equal tuning, what cleaning gains on TREC, what a BERT costs.
 
 Trials are run two side by side, one thread each, and kept as they finish, so that a run that was broken off goes on. Rows whose
-data is absent are left out. See `bilevel_protocol` for the budget and the modules of the rows for the tasks.
+data is absent are left out. See `bilevel_protocol` for the budget and the modules of the rows for the tasks. `--quick` repeats
+three methods on one row at the settings of the committed results, cleans TREC once, and times a BERT on smaller batches.
 
     python -m benchmarks.bilevel [--quick] [--json PATH] [--figures DIR] [--rows NAME ...] [--summary]
 """
@@ -9,20 +10,118 @@ data is absent are left out. See `bilevel_protocol` for the budget and the modul
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
+from benchmarks import bilevel_cleaning, bilevel_figures
+from benchmarks.bilevel_bert import costs, ratios
 from benchmarks.bilevel_methods import METHODS
-from benchmarks.bilevel_trials import ROWS, execute, told, wanted
+from benchmarks.bilevel_probes import probed
+from benchmarks.bilevel_protocol import SEEDS
+from benchmarks.bilevel_summary import ahead, compared, line_of, printed, tasks_ahead
+from benchmarks.bilevel_trec import DATA
+from benchmarks.bilevel_trials import ROWS, Trial, execute, final, told, tuning, wanted
+from benchmarks.environment import report
 from benchmarks.optimizers_protocol import WORKERS, pool, work_off
 from benchmarks.optimizers_trials import Cache
 
-CHEAP = tuple(name for name in METHODS if not name.startswith("orbit"))
+RESULTS = Path(__file__).parent / "results" / "bilevel.json"
+QUICK_ROW, QUICK_METHODS = "images linear", ("identity", "one step", "KFAC")
+ON_BERT = tuple(name for name, method in METHODS.items() if not method.symmetric)
+
+
+def kept(path: Path, make: Any) -> Any:
+    """What a file holds, made and written first if it is not there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(make()))
+    return json.loads(path.read_text())
+
+
+def trec_of(cleaning: dict[str, Any] | None) -> dict[str, Any]:
+    """The summary's two keys from splits of TREC; None where the data is absent."""
+    if cleaning is None:
+        return {"trec_gain_points": None, "trec_seconds": None}
+    line = bilevel_cleaning.summary(cleaning)["100"]
+    return {"trec_gain_points": line["gain_points"], "trec_seconds": line["seconds"]}
+
+
+def bert_of(found: dict[str, Any]) -> dict[str, Any]:
+    """The summary's two keys from the costs on a BERT."""
+    ratio = ratios(found)
+    return {"bert_kfac_over_identity_time": ratio["time"], "bert_kfac_over_identity_memory": ratio["memory"]}
+
+
+def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run what the cache lacks; summarise everything it has."""
+    cache, folder = Cache(arguments.cache), arguments.cache
+    bert = kept(folder / "bert.json", lambda: costs(3, ON_BERT))
+    cleaning = (
+        kept(folder / "cleaning.json", lambda: bilevel_cleaning.gained(SEEDS)) if DATA.exists() else None
+    )
+    if not arguments.summary:
+        work_off(lambda: wanted(arguments.rows, cache.get), cache, arguments.workers, execute, pool, told)
+    tables = compared(ROWS, cache.get)
+    probes = {row: kept(folder / f"probe {row}.json", lambda row=row: probed(row)) for row in tables}
+    print(printed(tables))
+    verdict = tasks_ahead(tables)
+    counts = {key: value for key, value in verdict.items() if key != "verdicts"}
+    trials = {
+        row: {
+            name: [cache.get(t) for t in (*tuning(row, name), *final(row, name, cache.get)) if cache.get(t)]
+            for name in lines
+        }
+        for row, lines in tables.items()
+    }
+    details = {
+        "quick": False,
+        "tables": tables,
+        "verdicts": verdict["verdicts"],
+        "probes": probes,
+        "cleaning": None if cleaning is None else bilevel_cleaning.summary(cleaning),
+        "cleaning_splits": cleaning,
+        "bert": bert,
+        "bert_ratios": {name: ratios(bert, name) for name in ("KFAC", "KFAC, length")},
+        "trials": trials,
+    }
+    return {**counts, **trec_of(cleaning), **bert_of(bert)}, details
+
+
+def quick() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Three methods on one row at the committed settings, one split of TREC, a BERT on 16 rows; nothing from the cache."""
+    bert = costs(1, ("identity", "KFAC"), rows=16)
+    tables = json.loads(RESULTS.read_text())["tables"][QUICK_ROW]
+    trials = [
+        Trial(
+            QUICK_ROW,
+            name,
+            tables[name]["rate"],
+            tables[name]["damping"] or ROWS[QUICK_ROW].dampings[0],
+            seed,
+        )
+        for seed in SEEDS
+        for name in QUICK_METHODS
+    ]
+    with pool(WORKERS) as executor:
+        records = list(executor.map(execute, trials))
+    lines = {name: line_of(name, [r for r in records if r["method"] == name]) for name in QUICK_METHODS}
+    print(printed({QUICK_ROW: lines}))
+    cleaning = bilevel_cleaning.gained((0,), (100,)) if DATA.exists() else None
+    verdict = ahead(lines)
+    summary = {
+        "row_ahead": verdict["tied_with_best"] and verdict["beyond_plain"],
+        **trec_of(cleaning),
+        **bert_of(bert),
+    }
+    return summary, {"quick": True, "table": lines, "verdict": verdict, "cleaning": cleaning, "bert": bert}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--quick", action="store_true", help="a part of it, in under three minutes")
     parser.add_argument(
         "--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="; ".join(ROWS)
     )
@@ -30,11 +129,12 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, help="folder for the figures")
     parser.add_argument("--cache", type=Path, default=Path("runs/bilevel"), help="folder of finished trials")
     parser.add_argument("--workers", type=int, default=WORKERS, help="trials side by side")
-    parser.add_argument("--summary", action="store_true", help="run nothing, summarise what is there")
+    parser.add_argument("--summary", action="store_true", help="run no trials, summarise those there are")
     arguments = parser.parse_args()
-    cache = Cache(arguments.cache)
-    if not arguments.summary:
-        work_off(lambda: wanted(arguments.rows, cache.get), cache, arguments.workers, execute, pool, told)
+    summary, details = quick() if arguments.quick else full(arguments)
+    if arguments.figures is not None and not arguments.quick:
+        bilevel_figures.draw(details, arguments.figures)
+    report(summary, details, arguments.json)
 
 
 if __name__ == "__main__":

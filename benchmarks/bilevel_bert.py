@@ -1,7 +1,7 @@
 """What one hypergradient of all layers of a BERT costs: time and peak memory of every method, as ratios to the identity.
 
 The model has the architecture of MiniLM-L6 (22.6 million parameters, all trained) and six classes; the outer variables are
-weights of the 64 rows of the inner batch, 32 tokens each. A sample is ten outer steps in a row, since a curvature is kept for
+weights of the rows of the inner batch, 32 tokens each. A sample is ten outer steps in a row, since a curvature is kept for
 ten. Methods that take seconds a step run once.
 """
 
@@ -25,7 +25,7 @@ from benchmarks.peak_memory import CLEAR, extra_peak, keep_trim
 __all__ = ["KEPT", "costs", "ratios"]
 
 KEPT = 10
-ROWS, TOKENS, CLASSES, VOCABULARY = 64, 32, 6, 30522
+TOKENS, CLASSES, VOCABULARY = 32, 6, 30522
 DAMPING = 1e-2
 REPEATED = ("identity", "KFAC", "KFAC, length")
 """Methods whose ratios are claimed: several samples, in turns."""
@@ -37,7 +37,7 @@ def weighted(hparams: wg.TreeLike, batch: wg.Batch) -> wg.Batch:
     return replace(batch, weights=hparams["weight"][batch.rows].sigmoid())
 
 
-def setting() -> tuple[wg.Problem, wg.Tree, wg.Tree, wg.Batches]:
+def setting(rows: int) -> tuple[wg.Problem, wg.Tree, wg.Tree, wg.Batches]:
     """The problem with its parameters, outer variables and batches; equal in every process."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -47,13 +47,13 @@ def setting() -> tuple[wg.Problem, wg.Tree, wg.Tree, wg.Batches]:
     problem = wg.Problem(wg.Level(objective, weighted, wg.L2(1e-3)), wg.Level(objective))
     batches = [
         wg.Batch(
-            torch.randint(1000, VOCABULARY, (ROWS, TOKENS), generator=generator),
-            torch.randint(CLASSES, (ROWS,), generator=generator),
-            rows=torch.arange(ROWS),
+            torch.randint(1000, VOCABULARY, (rows, TOKENS), generator=generator),
+            torch.randint(CLASSES, (rows,), generator=generator),
+            rows=torch.arange(rows),
         )
         for _ in range(2)
     ]
-    return problem, objective.params(), {"weight": torch.zeros(ROWS)}, wg.Batches(batches[0], batches[1])
+    return problem, objective.params(), {"weight": torch.zeros(rows)}, wg.Batches(batches[0], batches[1])
 
 
 def kept(name: str) -> wg.HypergradientMethod:
@@ -78,10 +78,10 @@ def seconds(name: str, count: int, arguments: tuple[Any, ...]) -> float:
     return (time.perf_counter() - start) / count
 
 
-def _child(pipe: Connection, name: str) -> None:
+def _child(pipe: Connection, name: str, rows: int) -> None:
     keep_trim()
     torch.set_num_threads(1)
-    arguments = setting()
+    arguments = setting(rows)
     small = [
         wg.Batch(b.inputs[:2], b.targets[:2], rows=b.rows[:2])
         for b in (arguments[3].outer, arguments[3].mixed)
@@ -90,13 +90,13 @@ def _child(pipe: Connection, name: str) -> None:
     pipe.send(extra_peak(lambda: outer_steps(name, 2, arguments).residual)[0])
 
 
-def peak(name: str) -> int | None:
+def peak(name: str, rows: int) -> int | None:
     """Bytes beyond model and data of two steps, the first of which estimates the curvature; None where no kernel tells."""
     if not CLEAR.exists():
         return None
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sender, name))
+    process = context.Process(target=_child, args=(sender, name, rows))
     process.start()
     sender.close()
     try:
@@ -107,10 +107,10 @@ def peak(name: str) -> int | None:
         process.join()
 
 
-def costs(repetitions: int, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Milliseconds of a step and bytes, by method."""
-    memory = {name: peak(name) for name in names}  # first, since a fork must not follow a backward pass
-    arguments = setting()
+def costs(repetitions: int, names: tuple[str, ...], rows: int = 64) -> dict[str, dict[str, Any]]:
+    """Milliseconds of a step and bytes, by method, for batches of so many rows."""
+    memory = {name: peak(name, rows) for name in names}  # first, since a fork must not follow a backward pass
+    arguments = setting(rows)
     outer_steps("identity", 1, arguments)
     times: dict[str, list[float]] = {name: [] for name in names}
     for repetition in range(repetitions):

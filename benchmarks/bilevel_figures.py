@@ -1,0 +1,97 @@
+"""Figures of the bilevel benchmark: the metric of every method by row, outer loss against seconds, the gain on TREC."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib import rcParams
+
+from benchmarks.bilevel_methods import METHODS
+from benchmarks.bilevel_trials import ROWS
+
+__all__ = ["draw"]
+
+OURS, RIVAL = "#c8385a", "#6b7a8f"
+TITLES = {
+    "cleaned": "cleaned by weingarten",
+    "logistic regression on trusted": "trusted, logistic regression",
+    "trusted": "trusted, network",
+    "both": "weak and trusted",
+    "all": "weak labels as given",
+    "kept": "what cleanlab keeps",
+    "true": "true labels (out of reach)",
+}
+
+
+def metrics(details: dict[str, Any], path: Path) -> None:
+    """A panel a row: mean and standard error over the seeds, curvature methods of ours in red."""
+    tables = details["tables"]
+    columns = min(4, len(tables))
+    count = -(-len(tables) // columns)
+    figure, grid = plt.subplots(
+        count, columns, figsize=(3.3 * columns, 3.0 * count), squeeze=False, constrained_layout=True
+    )
+    for axes in grid.flat[len(tables) :]:
+        axes.set_visible(False)
+    for number, (axes, (row, lines)) in enumerate(zip(grid.flat, tables.items(), strict=False)):
+        names = [name for name in METHODS if name in lines][::-1]
+        for place, name in enumerate(names):
+            entry, color = lines[name], OURS if METHODS[name].ours else RIVAL
+            if entry["metric"] is None:
+                axes.text(
+                    0.02, place, "diverged", transform=axes.get_yaxis_transform(), va="center", fontsize=7
+                )
+                continue
+            axes.errorbar(
+                entry["metric"], place, xerr=entry["standard_error"], fmt="o", color=color, ms=4, lw=1.2
+            )
+        axes.set_yticks(range(len(names)), names if number % columns == 0 else [""] * len(names), fontsize=8)
+        axes.set_ylim(-0.7, len(names) - 0.3)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.set_title(row, fontsize=10, loc="left", fontweight="bold")
+        axes.set_xlabel(ROWS[row].metric, fontsize=8)
+        axes.grid(axis="x", color="#e5e5e5")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def cleaning(details: dict[str, Any], path: Path) -> None:
+    """Accuracy on checked questions that were not trusted, by method and number of trusted questions."""
+    sizes = details["cleaning"]
+    figure, grid = plt.subplots(
+        1,
+        len(sizes),
+        figsize=(3.2 * len(sizes) + 1.6, 2.6),
+        squeeze=False,
+        sharey=True,
+        constrained_layout=True,
+    )
+    for axes, (size, entry) in zip(grid[0], sizes.items(), strict=True):
+        names = [name for name in TITLES if name in entry["accuracy"]][::-1]
+        for place, name in enumerate(names):
+            values = [split["accuracy"][name] for split in details["cleaning_splits"][size]]
+            color = OURS if name == "cleaned" else "#c9ced6" if name == "true" else RIVAL
+            axes.barh(place, statistics.mean(values), color=color, height=0.62)
+            axes.plot(values, [place] * len(values), ".", color="#222222", ms=4)
+        axes.set_yticks(range(len(names)), [TITLES[name] for name in names], fontsize=8)
+        axes.set_title(f"{size} trusted", fontsize=10, loc="left", fontweight="bold")
+        axes.set_xlabel("accuracy", fontsize=8)
+        axes.set_xlim(0.3, 0.95)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def draw(details: dict[str, Any], folder: Path) -> None:
+    """All figures as SVG."""
+    rcParams.update({"svg.hashsalt": "weingarten", "svg.fonttype": "none", "font.family": "DejaVu Sans"})
+    folder.mkdir(parents=True, exist_ok=True)
+    if details["tables"]:
+        metrics(details, folder / "bilevel_metrics.svg")
+    if details["cleaning"]:
+        cleaning(details, folder / "bilevel_trec.svg")
