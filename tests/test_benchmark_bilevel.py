@@ -1,0 +1,118 @@
+"""The bilevel benchmark's book-keeping: equal budgets, the best setting, and the verdict. Its numbers are not tested here."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from benchmarks.bilevel_methods import METHODS
+from benchmarks.bilevel_protocol import SEEDS, TUNING_SEED, Clock
+from benchmarks.bilevel_summary import ahead, line_of
+from benchmarks.bilevel_trials import ROWS, Trial, best, final, methods_of, settings, wanted
+
+ROW = "images MLP"
+
+
+def records(metric):
+    """A finder in which every trial is done and has the metric of the given function; None for a missing one."""
+
+    def find(trial):
+        found = metric(trial)
+        return None if found is None else {"metric": None if math.isnan(found) else found}
+
+    return find
+
+
+def test_every_method_of_every_row_has_as_many_tuning_trials():
+    for row in ROWS.values():
+        for name in METHODS:
+            tried = settings(row, name)
+            assert len(tried) == len({(s.rate, s.damping) for s in tried}) == 4
+            assert len({s.damping for s in tried}) == (2 if METHODS[name].damped else 1)
+
+
+def test_seeds_run_at_the_best_setting_once_all_of_tuning_is_there():
+    by_rate = records(lambda trial: -abs(trial.rate - 0.3) if trial.seed == TUNING_SEED else None)
+    found = best(ROW, "KFAC", by_rate)
+    assert found is not None
+    assert found.rate == 0.3
+    assert [trial.seed for trial in final(ROW, "KFAC", by_rate)] == list(SEEDS)
+    one_lacks = records(lambda t: None if (t.rate, t.damping) == (1.0, 0.1) else 0.5)
+    assert best(ROW, "KFAC", one_lacks) is None
+    assert final(ROW, "KFAC", one_lacks) == []
+
+
+def test_a_setting_that_diverges_is_never_the_best():
+    found = best(ROW, "identity", records(lambda trial: math.nan if trial.rate < 3 else -5.0))
+    assert found is not None
+    assert found.rate == 3.0
+
+
+def test_what_is_wanted_is_what_lacks():
+    nothing = wanted([ROW], records(lambda trial: None))
+    assert len(nothing) == 4 * len(methods_of(ROW))
+    assert {trial.seed for trial in nothing} == {TUNING_SEED}
+    tuned = wanted([ROW], records(lambda t: 0.5 if t.seed == TUNING_SEED else None))
+    assert len(tuned) == len(SEEDS) * len(methods_of(ROW))
+    assert [trial.method for trial in tuned[:2]] == list(methods_of(ROW))[:2]  # in turns
+    assert wanted([ROW], records(lambda trial: 0.5)) == []
+
+
+def lines(**metrics):
+    """Lines of seeds' metrics by method."""
+    return {
+        name: line_of(
+            name,
+            [
+                {"metric": value, "rate": 0.1, "damping": 0.1, "steps": 1, "products": 0, "extra": {}}
+                for value in values
+            ],
+        )
+        for name, values in metrics.items()
+    }
+
+
+IDENTITY, STEP = [0.70, 0.71, 0.72], [0.72, 0.71, 0.70]
+
+
+def test_verdict():
+    won = ahead(lines(identity=IDENTITY, **{"one step": STEP}, KFAC=[0.80, 0.81, 0.82]))
+    assert won["tied_with_best"]
+    assert won["beyond_plain"]
+    assert won["gaps"]["identity"] == pytest.approx(12.25, abs=0.1)
+    beaten = ahead(
+        lines(identity=IDENTITY, **{"one step": STEP, "CG 10": [0.9, 0.91, 0.92]}, KFAC=[0.80, 0.81, 0.82])
+    )
+    assert not beaten["tied_with_best"]
+    assert beaten["best"] == "CG 10"
+    assert beaten["beyond_plain"]
+    tied = ahead(
+        lines(identity=IDENTITY, **{"one step": STEP, "CG 10": [0.71, 0.72, 0.75]}, KFAC=[0.71, 0.72, 0.73])
+    )
+    assert tied["tied_with_best"]
+    assert not tied["beyond_plain"]
+
+
+def test_a_run_that_diverged_leaves_no_mean():
+    found = lines(KFAC=[0.8, math.nan, 0.8])["KFAC"]
+    assert found["metric"] is None
+    assert found["diverged"] == 1
+
+
+def test_key_of_a_trial_tells_every_setting_apart():
+    trials = [Trial(row, "KFAC", rate, 0.1, seed) for row in ROWS for rate in (0.1, 0.3) for seed in SEEDS]
+    assert len({trial.key for trial in trials}) == len(trials)
+
+
+def test_clock_ends_a_run_and_thins_its_curve():
+    clock = Clock(seconds=0.0)
+    assert clock.record(1.0, products=3)
+    assert not Clock(seconds=1e6).record(1.0, products=0)
+    for _ in range(100):
+        clock.record(0.5, products=1)
+    result = clock.result(0.7, auroc=0.9)
+    assert result.steps == 101
+    assert result.products == 103
+    assert len(result.curve) <= 40
+    assert result.extra == {"auroc": 0.9}
