@@ -2,7 +2,7 @@
 
 The recipe of the command, on vectors of the frozen MiniLM: given are the 5,033 training questions with their weak labels,
 trusted are some of the 500 checked ones, and accuracy is measured on the rest of these (where 400 are trusted, on 100). Rivals
-have the same network, choose their training by the trusted rows (`weingarten.applications.clean.rivals`), and are joined by
+have the same linear head, choose their training by the trusted rows (`weingarten.applications.clean.rivals`), and are joined by
 logistic regression on the trusted rows. True labels of the training questions score the ranking of wrong labels, and are a
 second measure of accuracy: on questions whose weak labels were seen.
 """
@@ -64,7 +64,7 @@ def once(data: Data, trusted: int, seed: int, model: str, rivals: bool = True) -
     return entry
 
 
-def gained(seeds: tuple[int, ...], trusted: tuple[int, ...] = TRUSTED, model: str = "mlp") -> dict[str, Any]:
+def gained(seeds: tuple[int, ...], trusted: tuple[int, ...] = TRUSTED, model: str = "linear") -> dict[str, Any]:
     """Every split; one thread."""
     torch.set_num_threads(1)
     data = questions()
