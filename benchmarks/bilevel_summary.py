@@ -41,6 +41,7 @@ def line_of(method: str, records: list[Record]) -> dict[str, Any]:
     return {
         "metric": None if lost else round(mean, 4),
         "standard_error": None if lost else round(error, 4),
+        "values": [None if math.isinf(v) else round(v, 5) for v in values],
         "diverged": lost,
         "rate": records[0]["rate"],
         "damping": records[0]["damping"] if METHODS[method].damped else None,
@@ -60,8 +61,17 @@ def compared(rows: Iterable[str], find: Find) -> dict[str, Lines]:
     return {row: lines for row, lines in kept.items() if lines}
 
 
+def paired(mine: list[float], other: list[float]) -> float:
+    """The mean difference in units of its standard error: a seed has the same data for every method."""
+    mean, error = spread([a - b for a, b in zip(mine, other, strict=True)])
+    return round(mean / error, 2) if error else math.copysign(math.inf, mean) if mean else 0.0
+
+
 def ahead(lines: Lines) -> dict[str, Any]:
-    """Whether the best curvature method is within one standard error of the best, and ahead of the plain ones by over two."""
+    """Whether the best curvature method is within one standard error of the best, and ahead of the plain ones by over two.
+
+    The lead over the plain ones is in paired standard errors; ``pooled`` has it in those of two independent means.
+    """
     known = {name: entry for name, entry in lines.items() if entry["metric"] is not None}
     ours = [name for name in known if METHODS[name].ours]
     if not ours:
@@ -71,11 +81,13 @@ def ahead(lines: Lines) -> dict[str, Any]:
         return float(known[name]["metric"])
 
     mine, top = max(ours, key=metric), max(known, key=metric)
-    gaps = {}
-    for name in PLAIN:
-        if name in known:
-            pooled = math.hypot(known[mine]["standard_error"], known[name]["standard_error"])
-            gaps[name] = round((metric(mine) - metric(name)) / pooled, 2) if pooled else math.inf
+    plain = [name for name in PLAIN if name in known]
+    gaps = {name: paired(known[mine]["values"], known[name]["values"]) for name in plain}
+    pooled = {
+        name: round((metric(mine) - metric(name)) / size, 2)
+        for name in plain
+        if (size := math.hypot(known[mine]["standard_error"], known[name]["standard_error"]))
+    }
     lost = [
         name for name in PLAIN if name in lines and name not in known
     ]  # diverged: nothing to be better than
@@ -85,6 +97,7 @@ def ahead(lines: Lines) -> dict[str, Any]:
         "tied_with_best": metric(mine) >= metric(top) - known[top]["standard_error"],
         "beyond_plain": all(gap > 2 for gap in gaps.values()) and bool(gaps or lost),
         "gaps": gaps,
+        "pooled": pooled,
     }
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import weingarten as wg
 from benchmarks import bilevel_mnist as mnist
 from benchmarks.bilevel_protocol import Clock, Make, Probe, Result, Row, Setting
+from weingarten.applications.clean.data import stratified
 from weingarten.applications.clean.encoder import Encoder
 from weingarten.applications.problems import RowWeights
 
@@ -88,9 +89,10 @@ def linear() -> nn.Module:
 
 
 def checked(seed: int, trusted: int) -> tuple[Tensor, Tensor]:
-    """Rows of the checked questions that are trusted, and rows for the metric: a fifth of all where everything is asked for."""
-    order = torch.tensor(np.random.default_rng(seed).permutation(500))
-    return order[: min(trusted, 400)], order[max(trusted, 400) if trusted > 100 else trusted :][:400]
+    """Numbers of the checked questions that are trusted, some of every class, and of the others, for the metric."""
+    y = questions().checked_y.numpy()
+    drawn = stratified(y, np.arange(len(y)), trusted, np.random.default_rng(seed))
+    return torch.from_numpy(drawn[0]), torch.from_numpy(drawn[1])
 
 
 @dataclass(frozen=True)

@@ -74,16 +74,16 @@ def lines(**metrics):
 
 
 IDENTITY, STEP = [0.70, 0.71, 0.72], [0.72, 0.71, 0.70]
+BEST = [0.80, 0.81, 0.83]
 
 
 def test_verdict():
-    won = ahead(lines(identity=IDENTITY, **{"one step": STEP}, KFAC=[0.80, 0.81, 0.82]))
+    won = ahead(lines(identity=IDENTITY, **{"one step": STEP}, KFAC=BEST))
     assert won["tied_with_best"]
     assert won["beyond_plain"]
-    assert won["gaps"]["identity"] == pytest.approx(12.25, abs=0.1)
-    beaten = ahead(
-        lines(identity=IDENTITY, **{"one step": STEP, "CG 10": [0.9, 0.91, 0.92]}, KFAC=[0.80, 0.81, 0.82])
-    )
+    assert won["gaps"]["identity"] == pytest.approx(31.0, abs=0.1)  # differences 0.10, 0.10, 0.11
+    assert won["pooled"]["identity"] == pytest.approx(9.8, abs=0.1)
+    beaten = ahead(lines(identity=IDENTITY, **{"one step": STEP, "CG 10": [0.9, 0.91, 0.92]}, KFAC=BEST))
     assert not beaten["tied_with_best"]
     assert beaten["best"] == "CG 10"
     assert beaten["beyond_plain"]
