@@ -25,7 +25,9 @@ def main(file: Path, kills: int) -> dict[str, object]:
     torch.set_num_threads(1)
     delays = random.Random(0)  # the same delays every time
     run(METHOD, steps=5)  # warm
-    slow_down_the_disk(per_step(file) / 2)  # about half of the time is spent in writes, however busy the machine is
+    slow_down_the_disk(
+        per_step(file) / 2
+    )  # about half of the time is spent in writes, however busy the machine is
     step_seconds = per_step(file)
     steps = 20 * kills  # more than all workers together get to
     partial = file.with_name(file.name + ".partial")
