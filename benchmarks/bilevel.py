@@ -1,7 +1,7 @@
 """The tasks of bilevel learning: every method at equal seconds and equal tuning, what cleaning gains on TREC, what a BERT costs.
 
-Trials are run two side by side, one thread each, and kept as they finish, so that a run that was broken off goes on. Rows whose data
-is absent are left out. See `bilevel_protocol` for the budget and the modules of the rows for the tasks.
+Trials are run two side by side, one thread each, and kept as they finish, so that a run that was broken off goes on. Rows whose
+data is absent are left out. See `bilevel_protocol` for the budget and the modules of the rows for the tasks.
 
     python -m benchmarks.bilevel [--quick] [--json PATH] [--figures DIR] [--rows NAME ...] [--summary]
 """

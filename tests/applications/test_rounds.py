@@ -79,26 +79,27 @@ def true_transition():
 
 
 def test_a_network_of_few_trusted_rows_shows_the_default_class():
-    """Its T is off by 0.13 at most; that of even noise, the start without it, by 0.67."""
+    """Its T is off by 0.11 at most; that of even noise, the start without it, by 0.65."""
     assert (believed() - true_transition()).abs().max() < 0.2
     assert (evenly_wrong(CLASSES, 0.6) - true_transition()).abs().max() > 0.6
 
 
 def test_rounds_beat_training_on_the_given_labels_and_on_the_trusted_rows():
-    """On five seeds of such problems: 0.74 on average, the trusted rows alone 0.69, the given labels with them 0.32."""
+    """Accuracies 0.79, 0.73 and 0.35; on five seeds of such problems 0.74, 0.69 and 0.32 on average."""
     given, trusted, held = defaulted()
     both = torch.cat([given.x, trusted.x]), torch.cat([given.given, trusted.truth])
     rivals = {
         "trusted": trained(FIRST, trusted.x, trusted.truth),
         "both": trained(Final(), *both),
-        "ours": taught(Rounds()),
     }
-    found = {name: accuracy(model, held.x, held.truth) for name, model in rivals.items()}
+    models = {"ours": taught(Rounds()), **rivals}
+    found = {name: accuracy(model, held.x, held.truth) for name, model in models.items()}
     assert found["ours"] > found["trusted"] + 0.03
     assert found["ours"] > found["both"] + 0.3
 
 
 def test_the_whole_recipe_does_so_too():
+    """Accuracy 0.81, the trusted rows alone 0.73; AUROC 0.97."""
     given, trusted, held = defaulted()
     settings = Settings(hidden=16, steps=5)
     found = clean_labels(given.x, given.given, trusted.x, trusted.truth, CLASSES, settings, 0)

@@ -24,7 +24,7 @@ from weingarten.applications.clean.network import accuracy, build_network
 __all__ = ["ACCURACY", "AUROC", "RivalResults", "auroc", "compete"]
 
 TRAININGS = (*(Final(weight_decay=decay, mixup=False) for decay in (1e-3, 1e-2, 3e-2)), Final())
-"""Without and with mixup; the last has the decay and the mixup of the cleaned model's rounds, the second of its first training."""
+"""Without and with mixup; the cleaned model first learns like the second of these, in its rounds like the last."""
 FOLDS = 5
 
 ACCURACY = {
