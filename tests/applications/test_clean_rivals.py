@@ -24,6 +24,7 @@ def rivals(digits):
     return compete(digits, "mlp", 64, 10, 0, quietly)
 
 
+@pytest.mark.slow
 def test_rivals_are_as_strong_as_measured_elsewhere(rivals):
     """One seed of issue 2's table, less three deviations over seeds: no rival gets weaker unseen."""
     floor = {"trusted": 0.78, "both": 0.50, "all": 0.48, "kept": 0.52, "true": 0.96}

@@ -107,6 +107,7 @@ def test_run_where_the_truth_is_known(job):
     text = (job.output / "report.html").read_text()
     check_report(text, ["done", "accuracy", "auroc", "scores", "curves", "suspects", "cost", "settings"])
     assert "±" not in text  # one seed has no spread
+    assert "then all rows, in 5 rounds" in text
 
 
 def test_saved_model_predicts_what_was_measured(job, brief_report):
@@ -120,10 +121,13 @@ def test_saved_model_predicts_what_was_measured(job, brief_report):
 
 
 def test_pictures_are_shown_for_digits(tmp_path):
-    job = Job(Request(noise="symmetric:0.3", held_out="300"), QUICK, seeds=1, output=tmp_path / "digits")
+    settings = replace(QUICK, correct_labels=False)
+    job = Job(Request(noise="symmetric:0.3", held_out="300"), settings, seeds=1, output=tmp_path / "digits")
     run(job)
     text = (job.output / "report.html").read_text()
     assert text.count('<figure><img alt="row ') == 24
+    assert "rounds" not in text  # nothing is corrected here
+    assert "judged rows with these weights" in text
     check_report(text, ["done", "accuracy", "auroc", "scores", "curves", "suspects", "cost", "settings"])
 
 

@@ -13,7 +13,12 @@ from weingarten.applications.clean.folds import (
     held_targets,
     out_of_fold,
 )
-from weingarten.applications.clean.levels import GivenAndTrusted, Levels
+from weingarten.applications.clean.levels import (
+    GivenAndTrusted,
+    Levels,
+    believed_transition,
+    evenly_wrong,
+)
 from weingarten.applications.clean.network import build_network
 from weingarten.applications.clean.row_adam import RowAdam
 from weingarten.objective import Batch
@@ -173,3 +178,57 @@ def test_row_adam_is_adam_where_every_entry_has_a_gradient():
     assert torch.allclose(a, b, atol=1e-6)
     with pytest.raises(ValueError, match="2 rates for 1 tensors"):
         RowAdam([a], [0.1, 0.2])
+
+
+# ------------------------------------------------------------------ the transitions to start from
+
+
+def test_even_noise_is_a_stochastic_matrix_with_the_kept_share_on_its_diagonal():
+    found = evenly_wrong(CLASSES, 0.7)
+    assert torch.allclose(found.sum(1), torch.ones(CLASSES))
+    assert torch.equal(found.diagonal(), torch.full((CLASSES,), 0.7))
+    assert found[~torch.eye(CLASSES, dtype=torch.bool)].unique().numel() == 1
+    assert evenly_wrong(1, 1.0).tolist() == [[1.0]]
+
+
+def noisy_labels(rows=4000):
+    """T, true classes of which the last has no row, and labels drawn from T."""
+    generator = torch.Generator().manual_seed(3)
+    transition = torch.rand(CLASSES, CLASSES, generator=generator, dtype=torch.float64)
+    transition = transition / transition.sum(1, keepdim=True)
+    truth = torch.randint(CLASSES - 1, (rows,), generator=generator)
+    return transition, truth, torch.multinomial(transition[truth], 1, generator=generator)[:, 0]
+
+
+def test_a_perfect_model_shows_the_transition_up_to_the_prior():
+    transition, truth, given = noisy_labels()
+    certain = torch.nn.functional.one_hot(truth, CLASSES).double()
+    prior, counts = (
+        evenly_wrong(CLASSES, 0.6).double(),
+        certain.T @ torch.nn.functional.one_hot(given).double(),
+    )
+    seen = counts.sum(1, keepdim=True)
+    found = believed_transition(certain, given, prior, strength=10.0)
+    assert torch.allclose(found, (counts + 10 * prior) / (seen + 10))
+    assert torch.allclose(found[-1], prior[-1])  # of a class without rows nothing else is known
+    weakly = believed_transition(certain, given, prior, strength=1e-6)
+    deviation = (transition * (1 - transition) / seen.clamp_min(1)).sqrt()
+    assert ((weakly - transition).abs() < 4 * deviation)[:-1].all()
+
+
+def test_a_model_without_an_opinion_shows_how_often_each_label_is_given():
+    _, truth, given = noisy_labels()
+    even = torch.full((len(truth), CLASSES), 1 / CLASSES, dtype=torch.float64)
+    found = believed_transition(even, given, evenly_wrong(CLASSES, 0.6), strength=1e-6)
+    often = torch.bincount(given, minlength=CLASSES).double() / len(given)
+    assert torch.allclose(found, often.expand(CLASSES, -1), atol=1e-6)
+
+
+def test_outer_variables_start_at_the_transition_they_are_told():
+    levels, *_ = small()
+    told = noisy_labels()[0]
+    assert torch.allclose(levels.transition(levels.start(told)), told)
+    assert torch.allclose(levels.transition(levels.start()), evenly_wrong(CLASSES, 0.6).double())
+    plain, *_ = small(correct=False)
+    assert "transition" not in plain.start(told)
+    assert torch.equal(plain.transition(plain.start()), torch.eye(CLASSES, dtype=torch.float64))

@@ -25,10 +25,10 @@ def main(file: Path, kills: int) -> dict[str, object]:
     torch.set_num_threads(1)
     delays = random.Random(0)  # the same delays every time
     run(METHOD, steps=5)  # warm
-    slow_down_the_disk()
-    start = time.perf_counter()
-    run(METHOD, steps=20, checkpoint=file.with_name("timing.pt"), checkpoint_every=1, resume=False)
-    per_step = (time.perf_counter() - start) / 20
+    slow_down_the_disk(
+        per_step(file) / 2
+    )  # about half of the time is spent in writes, however busy the machine is
+    step_seconds = per_step(file)
     steps = 20 * kills  # more than all workers together get to
     partial = file.with_name(file.name + ".partial")
     errors, resumed, during_writes, truncated, done, last = [], 0, 0, 0, 0, 0
@@ -36,7 +36,7 @@ def main(file: Path, kills: int) -> dict[str, object]:
         resumed += file.exists()
         before = partial.stat().st_mtime_ns if partial.exists() else None
         worker = fork(file, steps)
-        time.sleep(delays.uniform(0.5, 8) * per_step)
+        time.sleep(delays.uniform(0.5, 8) * step_seconds)
         os.kill(worker, signal.SIGKILL)
         _, status = os.waitpid(worker, 0)
         if not os.WIFSIGNALED(status):
@@ -64,6 +64,13 @@ def main(file: Path, kills: int) -> dict[str, object]:
     }
 
 
+def per_step(file: Path) -> float:
+    """Seconds of a step with its checkpoint."""
+    start = time.perf_counter()
+    run(METHOD, steps=20, checkpoint=file.with_name("timing.pt"), checkpoint_every=1, resume=False)
+    return (time.perf_counter() - start) / 20
+
+
 def whole_checkpoint(file: Path) -> bool:
     try:
         torch.load(file, weights_only=True)
@@ -72,7 +79,7 @@ def whole_checkpoint(file: Path) -> bool:
     return True
 
 
-def slow_down_the_disk(seconds: float = 0.004) -> None:
+def slow_down_the_disk(seconds: float) -> None:
     """A flush takes a while, as it does on a real disk, so that many kills hit a write; a write is still what it is."""
     flush = os.fsync
 

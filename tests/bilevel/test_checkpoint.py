@@ -263,6 +263,7 @@ def test_sigint_from_outside_then_resume(tmp_path):
     assert equal(resumed, whole)
 
 
+@pytest.mark.slow
 def test_killed_twenty_times_while_it_writes(tmp_path):
     """Workers of one warm process are killed at random moments; the last one must end where an uninterrupted run ends."""
     process = launch("-m", "tests.bilevel.killing", str(tmp_path / "run.pt"), "20")

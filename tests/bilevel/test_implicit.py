@@ -240,7 +240,7 @@ def test_each_batch_is_used_for_its_own_purpose():
     assert (indirect[:5] != 0).all()
 
 
-@pytest.mark.parametrize("name", ["exact", "unrolled", "identity"])
+@pytest.mark.parametrize("name", ["exact", "unrolled", "identity", "sama", "f2sa"])
 def test_hparams_that_nothing_depends_on_are_refused_by_name(name):
     case = classification()
     hparams = {**case.hparams, "rate": torch.ones(2, dtype=torch.float64)}
@@ -251,12 +251,13 @@ def test_hparams_that_nothing_depends_on_are_refused_by_name(name):
         wg.make_method(name)(wg.Problem(plain, plain), case.params, {"rate": hparams["rate"]}, case.batches)
 
 
-def test_hparams_that_matter_but_happen_to_have_zero_gradient_are_not_refused():
+@pytest.mark.parametrize("name", ["exact", "sama", "f2sa"])
+def test_hparams_that_matter_but_happen_to_have_zero_gradient_are_not_refused(name):
     case = classification()
     level = wg.Level(case.problem.inner.objective, penalty=lambda p, h: h["c"] ** 2 * p["0.weight"].sum())
     problem = wg.Problem(level, wg.Level(case.problem.inner.objective))
     hparams = {"c": torch.zeros((), dtype=torch.float64)}
-    assert wg.make_method("exact")(problem, case.params, hparams, case.batches).value["c"] == 0
+    assert wg.make_method(name)(problem, case.params, hparams, case.batches).value["c"] == 0
 
 
 def test_warm_start_continues_from_the_last_product():

@@ -10,7 +10,15 @@ import torch
 
 from weingarten import tree
 from weingarten.bilevel.gradients import hparams_gradient, level_value, params_gradient
-from weingarten.bilevel.problem import Batches, Hypergradient, HypergradientMethod, Problem, refuse_non_finite
+from weingarten.bilevel.problem import (
+    Batches,
+    Hypergradient,
+    HypergradientMethod,
+    Problem,
+    refuse_non_finite,
+    refuse_unused,
+    unused,
+)
 from weingarten.solvers import DivergenceError
 from weingarten.tree import Tree, TreeLike
 
@@ -38,7 +46,8 @@ class F2SA(HypergradientMethod):
 
     Raises (when called):
         DivergenceError: if y or z is not finite after the steps.
-        ValueError: if the outer loss, the inner gradient at the parameters or the result is not finite.
+        ValueError: if the outer loss, the inner gradient at the parameters or the result is not finite, or an outer variable
+            enters neither level.
 
     >>> from weingarten import MSE, Batch, Batches, Level, Objective, Problem
     >>> objective = Objective(lambda params, x: x @ params["w"], MSE())
@@ -79,6 +88,8 @@ class F2SA(HypergradientMethod):
         at_y, at_z = (hparams_gradient(problem.inner, p, hparams, batches.mixed) for p in (y, z))
         indirect = tree.scale(self.sigma, tree.sub(at_y, at_z))
         refuse_non_finite("F2SA: indirect term", indirect)
+        if any(not direct[name].any() and not indirect[name].any() for name in hparams):
+            refuse_unused("F2SA", unused(problem, params, hparams, batches))
         offset = tree.sub(y, z)
         return Hypergradient(
             value=tree.add(direct, indirect),

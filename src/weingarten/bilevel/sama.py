@@ -19,6 +19,8 @@ from weingarten.bilevel.problem import (
     HypergradientMethod,
     Problem,
     refuse_non_finite,
+    refuse_unused,
+    unused,
 )
 from weingarten.tree import Tree, TreeLike
 
@@ -109,7 +111,8 @@ class SAMA(HypergradientMethod):
             like its square, the rounding error like its inverse.
 
     Raises (when called):
-        ValueError: if a gradient, the adapted gradient or the mixed derivative is not finite.
+        ValueError: if a gradient, the adapted gradient or the mixed derivative is not finite, or an outer variable enters
+            neither level.
 
     >>> from weingarten import MSE, Batch, Batches, Level, Objective, Problem
     >>> objective = Objective(lambda params, x: x @ params["w"], MSE())
@@ -148,6 +151,8 @@ class SAMA(HypergradientMethod):
             refuse_non_finite("SAMA: adapted outer gradient", v)
         mixed = self._mixed(problem, params, hparams, batches, v)
         refuse_non_finite("SAMA: mixed derivative", mixed)
+        if any(not direct[name].any() and not mixed[name].any() for name in hparams):
+            refuse_unused("SAMA", unused(problem, params, hparams, batches))
         return Hypergradient(
             value=tree.sub(direct, mixed),
             direct=direct,

@@ -32,8 +32,8 @@ ONE_THREAD = 50_000_000
 PREPARING = 0.3
 """The share of the first seed's progress that encoding texts gets."""
 
-VERSION = "1"
-"""Of the output folder's contents: a folder of another version is not resumed."""
+VERSION = "2"
+"""Of the output folder's contents: a folder of another version is not resumed. 2 teaches the cleaned model in rounds."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The learning recipe: row weights and a noise model by hypergradients, then one network on the result."""
+"""The learning recipe: row weights and a noise model by hypergradients, then one network taught by them in rounds."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Cleaned:
     """What cleaning found, for N given rows and C classes.
 
     Attributes:
-        weight: in training, in [0, 1], (N,). With corrected labels a wrong row keeps most of its weight: what it says about the
-            other classes is still used. ``score`` ranks wrong labels better.
+        weight: that hypergradients found, in [0, 1], (N,). With corrected labels a wrong row keeps most of its weight: what it
+            says about the other classes is still used. ``score`` ranks wrong labels better.
         score: 1 - the cleaned model's probability of the given label, (N,); higher is more likely wrong.
         suspect: ``score > threshold`` and another label is suggested.
         threshold: on the score.

@@ -14,6 +14,7 @@ from sklearn.feature_selection import f_classif
 from weingarten.applications.clean import figures
 from weingarten.applications.clean.final import Final
 from weingarten.applications.clean.rivals import ACCURACY, AUROC
+from weingarten.applications.clean.rounds import Rounds
 from weingarten.applications.clean.summary import Spread, Summary
 
 __all__ = ["render", "write_report"]
@@ -113,11 +114,6 @@ def _cards(summary: Summary) -> list[tuple[str, str, str]]:
 
 def _what_was_done(summary: Summary) -> list[str]:
     source, counts, settings = summary.source, summary.values["counts"], summary.values["settings"]
-    network = (
-        "a linear model"
-        if settings["model"] == "linear"
-        else f"a network with one hidden layer of {settings['hidden']} units"
-    )
     noise = (
         f" To see whether wrong labels are found, {source.noise.describe()} on purpose."
         if source.noise
@@ -136,21 +132,38 @@ def _what_was_done(summary: Summary) -> list[str]:
         f"{counts['trusted']} rows "
         f"{origin} are trusted: their labels are taken as right.{held}"
     )
-    weights = (
-        f"{network.capitalize()} is trained on the judged rows, each with a weight between 0 and 1, and the weights are changed "
-        "so that the trained model does better on the trusted rows: a row that teaches the model something wrong loses weight. "
-        "How the trained model answers to each weight, the hypergradient, needs the curvature of the training loss; here by the "
-        f"method {settings['method']}."
-    )
-    corrected = (
-        "Which class is mistaken for which is learned in the same way, and labels are corrected by it. A row whose label is "
-        "corrected still teaches something and may keep most of its weight; what tells wrong labels apart is the score."
-    )
     rivals = (
         f"Every rival uses the same kind of network and Adam for {Final.steps} steps, and chooses its weight decay, and whether "
         "to mix rows as the cleaned model does, by the trusted rows."
     )
-    return [data, weights, *([corrected] if settings["correct_labels"] else []), rivals]
+    return [data, *_recipe(settings), rivals]
+
+
+def _recipe(settings: dict[str, Any]) -> list[str]:
+    """How the model was cleaned, in words."""
+    network = (
+        "a linear model"
+        if settings["model"] == "linear"
+        else f"a network with one hidden layer of {settings['hidden']} units"
+    )
+    weights = (
+        f"{network.capitalize()} is trained on the judged rows, each with a weight between 0 and 1, and the weights are changed "
+        "so that the trained model does better on trusted rows it has not seen: a row that teaches the model something wrong "
+        "loses weight. How the trained model answers to each weight, the hypergradient, needs the curvature of the training "
+        f"loss; here by the method {settings['method']}."
+    )
+    first = (
+        "How often each class is given each label is first read off a network that has seen the trusted rows alone, and then "
+        "learned on in the same way as the weights."
+    )
+    taught = (
+        "The cleaned model is a fresh network. It learns the trusted rows first and then all rows, in "
+        f"{Rounds.rounds} rounds: each round replaces a given label by what the network so far and the learned mistakes "
+        "together take it to mean, and rows for which that is unclear count less. A row whose label is corrected still "
+        "teaches something and may keep most of its weight; what tells wrong labels apart is the score."
+    )
+    weighed = "The cleaned model is a fresh network, trained on the judged rows with these weights and on the trusted rows."
+    return [weights, first, taught] if settings["correct_labels"] else [weights, weighed]
 
 
 def _coded(summary: Summary) -> str:

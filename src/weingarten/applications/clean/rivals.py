@@ -1,6 +1,6 @@
 """What the cleaned model has to beat: the same network and training on plainer choices of rows, and other rankings.
 
-Every rival chooses its training by the trusted rows, and the cleaned model's own training is among the choices.
+Every rival chooses its training by the trusted rows, and what the cleaned model's rounds are trained with is among the choices.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from weingarten.applications.clean.network import accuracy, build_network
 __all__ = ["ACCURACY", "AUROC", "RivalResults", "auroc", "compete"]
 
 TRAININGS = (*(Final(weight_decay=decay, mixup=False) for decay in (1e-3, 1e-2, 3e-2)), Final())
-"""Without and with mixup, of which the last is how the cleaned model is trained."""
+"""Without and with mixup; the cleaned model first learns like the second of these, in its rounds like the last."""
 FOLDS = 5
 
 ACCURACY = {
