@@ -37,8 +37,10 @@ def metrics(details: dict[str, Any], path: Path) -> None:
     for axes in grid.flat[len(tables) :]:
         axes.set_visible(False)
     for number, (axes, (row, lines)) in enumerate(zip(grid.flat, tables.items(), strict=False)):
-        names = [name for name in METHODS if name in lines][::-1]
+        names = list(METHODS)[::-1]
         for place, name in enumerate(names):
+            if name not in lines:
+                continue
             entry, color = lines[name], OURS if METHODS[name].ours else RIVAL
             if entry["metric"] is None:
                 axes.text(
@@ -61,7 +63,7 @@ def metrics(details: dict[str, Any], path: Path) -> None:
 
 def cleaning(details: dict[str, Any], path: Path) -> None:
     """Accuracy on checked questions that were not trusted, by method and number of trusted questions."""
-    sizes = details["cleaning"]
+    sizes = dict(sorted(details["cleaning"].items(), key=lambda pair: int(pair[0])))
     figure, grid = plt.subplots(
         1,
         len(sizes),
