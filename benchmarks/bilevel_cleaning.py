@@ -65,12 +65,12 @@ def once(data: Data, trusted: int, seed: int, model: str, rivals: bool = True) -
 
 
 def gained(
-    seeds: tuple[int, ...], trusted: tuple[int, ...] = TRUSTED, model: str = "linear"
+    seeds: tuple[int, ...], trusted: tuple[int, ...] = TRUSTED, model: str = "linear", rivals: bool = True
 ) -> dict[str, Any]:
-    """Every split; one thread."""
+    """Every split, by one thread; without ``rivals`` logistic regression is the only one."""
     torch.set_num_threads(1)
     data = questions()
-    return {str(size): [once(data, size, seed, model) for seed in seeds] for size in trusted}
+    return {str(size): [once(data, size, seed, model, rivals) for seed in seeds] for size in trusted}
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
