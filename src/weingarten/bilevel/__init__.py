@@ -11,7 +11,14 @@ from weingarten.bilevel.interrupt import Interrupted
 from weingarten.bilevel.loop import Outcome, solve
 from weingarten.bilevel.methods import METHODS, make_method
 from weingarten.bilevel.penalty import L2, Penalty, Proximal
-from weingarten.bilevel.problem import Batches, Hypergradient, HypergradientMethod, Level, Problem
+from weingarten.bilevel.problem import (
+    Batches,
+    Hypergradient,
+    HypergradientMethod,
+    Level,
+    NonFiniteError,
+    Problem,
+)
 from weingarten.bilevel.progress import ProgressBar
 from weingarten.bilevel.projection import Box, Projection, Simplex
 from weingarten.bilevel.sama import SAMA, AdamAdaptation, Adaptation
@@ -45,6 +52,7 @@ __all__ = [
     "ImplicitState",
     "Interrupted",
     "Level",
+    "NonFiniteError",
     "Oracle",
     "Outcome",
     "Part",

@@ -15,11 +15,10 @@ from weingarten.bilevel.problem import (
     Hypergradient,
     HypergradientMethod,
     Problem,
+    refuse_diverged,
     refuse_non_finite,
-    refuse_unused,
-    unused,
+    refuse_silent_zeros,
 )
-from weingarten.solvers import DivergenceError
 from weingarten.tree import Tree, TreeLike
 
 __all__ = ["F2SA"]
@@ -88,18 +87,13 @@ class F2SA(HypergradientMethod):
         at_y, at_z = (hparams_gradient(problem.inner, p, hparams, batches.mixed) for p in (y, z))
         indirect = tree.scale(self.sigma, tree.sub(at_y, at_z))
         refuse_non_finite("F2SA: indirect term", indirect)
-        if any(not direct[name].any() and not indirect[name].any() for name in hparams):
-            refuse_unused("F2SA", unused(problem, params, hparams, batches))
+        refuse_silent_zeros("F2SA", problem, params, hparams, batches, direct, indirect)
         offset = tree.sub(y, z)
         return Hypergradient(
             value=tree.add(direct, indirect),
             direct=direct,
             inverse_product=tree.scale(-self.sigma, offset),
             outer_loss=loss,
-            residual=float("nan"),
-            converged=False,
-            negative_curvature=False,
-            products=0,
             seconds=time.perf_counter() - start,
             state=offset,
         )
@@ -117,9 +111,10 @@ class F2SA(HypergradientMethod):
             inner = params_gradient(problem.inner, y, hparams, batches.mixed)
             z = tree.axpy(-self.lr, down, z)
             y = tree.axpy(-self.lr, tree.axpy(1 / self.sigma, outer, inner), y)
-        for name, leaf in {"z": z, "y": y}.items():
-            if not all(torch.isfinite(part).all() for part in leaf.values()):
-                raise DivergenceError(
-                    f"F2SA: {name} is not finite after {self.steps} steps, expected steps that descend; lr is {self.lr}, lower it"
-                )
+        for name, point in {"z": z, "y": y}.items():
+            refuse_diverged(
+                f"F2SA: after {self.steps} steps, {name}",
+                point,
+                f"expected steps that descend; lr is {self.lr}, lower it",
+            )
         return y, z

@@ -17,8 +17,7 @@ from weingarten.bilevel.problem import (
     Level,
     Problem,
     refuse_non_finite,
-    refuse_unused,
-    unused,
+    refuse_silent_zeros,
 )
 from weingarten.estimators import KFAC, Estimator, estimate
 from weingarten.matfun import FactoredPower, MatrixFunction
@@ -132,8 +131,7 @@ class Implicit(HypergradientMethod):
         refuse_non_finite("inverse product", solution.value)
         mixed = mixed_product(problem.inner, params, hparams, batches.mixed, solution.value)
         refuse_non_finite("mixed derivative", mixed)
-        if any(not direct[name].any() and not mixed[name].any() for name in hparams):
-            refuse_unused("Implicit", unused(problem, params, hparams, batches))
+        refuse_silent_zeros("Implicit", problem, params, hparams, batches, direct, mixed)
         return Hypergradient(
             value=tree.sub(direct, mixed),
             direct=direct,

@@ -5,6 +5,7 @@ r"""Bilevel problems: an inner level that trains the parameters, an outer level 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from weingarten.objective import Batch, Objective, curvature_pass
+from weingarten.solvers import DivergenceError
 from weingarten.tree import Tree, TreeLike
 
 __all__ = [
@@ -21,11 +23,13 @@ __all__ = [
     "Hypergradient",
     "HypergradientMethod",
     "Level",
+    "NonFiniteError",
     "Problem",
+    "refuse_diverged",
     "refuse_non_finite",
+    "refuse_silent_zeros",
     "refuse_unused",
     "unchanged",
-    "unused",
 ]
 
 
@@ -97,11 +101,11 @@ class Hypergradient:
         direct: its direct term ``d f/dhparams``.
         inverse_product: q, the approximation to ``(d^2 g + damping)^{-1} d f/dparams``; None for unrolling.
         outer_loss: f.
-        residual: ``|b - A q| / |b|``, NaN where it would have cost a product.
-        converged: whether the solver reached its tolerance.
-        negative_curvature: whether the solver met it.
-        products: curvature-vector products used.
         seconds: wall time.
+        residual: ``|b - A q| / |b|``, NaN where it would have cost a product or no system was solved.
+        converged: whether a solver reached its tolerance.
+        negative_curvature: whether a solver met it.
+        products: curvature-vector products used.
         state: to be passed to the next call (kept factors, warm start); None where there is none.
     """
 
@@ -109,11 +113,11 @@ class Hypergradient:
     direct: Tree
     inverse_product: Tree | None
     outer_loss: float
-    residual: float
-    converged: bool
-    negative_curvature: bool
-    products: int
     seconds: float
+    residual: float = math.nan
+    converged: bool = False
+    negative_curvature: bool = False
+    products: int = 0
     state: Any = None
 
 
@@ -133,31 +137,33 @@ class HypergradientMethod(ABC):
         """The hypergradient at ``params`` and ``hparams``; nothing passed in is changed and no graph is kept."""
 
 
+class NonFiniteError(ValueError):
+    """A quantity of a hypergradient is NaN or infinite."""
+
+
 def refuse_non_finite(quantity: str, values: TreeLike) -> None:
-    """Raise a ``ValueError`` that names the first leaf with an entry that is NaN or infinite."""
+    """Raise a ``NonFiniteError`` that names the first leaf with an entry that is NaN or infinite."""
     for name, leaf in values.items():
         if not torch.isfinite(leaf).all():
-            raise ValueError(
+            raise NonFiniteError(
                 f"{quantity}: leaf {name!r} has {int((~torch.isfinite(leaf)).sum())} entries that are not finite; "
                 "look for NaN or inf in the data, the parameters and the outer variables"
             )
 
 
-def unused(problem: Problem, params: TreeLike, hparams: TreeLike, batches: Batches) -> list[str]:
-    """The outer variables that enter neither level on these batches.
+def refuse_diverged(quantity: str, values: TreeLike, advice: str) -> None:
+    """Raise a ``DivergenceError`` that names the first leaf with an entry that is NaN or infinite, and what to do.
 
-    By the implicit function theorem their hypergradient is zero, whatever they mean.
+    Args:
+        quantity: the call, and what the leaves are.
+        values: leaves; one without a name goes by the quantity alone.
+        advice: what to change.
     """
-    params = {name: p.detach() for name, p in params.items()}
-    leaves = {name: h.detach().requires_grad_() for name, h in hparams.items()}
-    found = set(leaves)
-    for level, batch in ((problem.inner, batches.mixed), (problem.outer, batches.outer)):
-        with curvature_pass(level.objective.model), torch.enable_grad():
-            value = level.value(params, leaves, batch)
-            if value.requires_grad:
-                gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-                found -= {name for name, g in zip(leaves, gradients, strict=True) if g is not None}
-    return [name for name in leaves if name in found]
+    for name, leaf in values.items():
+        if not torch.isfinite(leaf).all():
+            bad = int((~torch.isfinite(leaf)).sum())
+            found = f"is {float(leaf)}" if leaf.ndim == 0 else f"has {bad} entries that are not finite"
+            raise DivergenceError(f"{quantity}{f' {name!r}' if name else ''} {found}; {advice}")
 
 
 def refuse_unused(call: str, names: Iterable[str]) -> None:
@@ -168,3 +174,30 @@ def refuse_unused(call: str, names: Iterable[str]) -> None:
             "whatever it means; a rate of the inner optimiser moves no minimum and is found by unrolling only: "
             "Unrolled(steps, lambda hparams: SGD(...)); leave out a variable that has no use"
         )
+
+
+def refuse_silent_zeros(
+    call: str,
+    problem: Problem,
+    params: TreeLike,
+    hparams: TreeLike,
+    batches: Batches,
+    direct: TreeLike,
+    indirect: TreeLike,
+) -> None:
+    """Refuse outer variables that enter neither level; where no gradient is exactly zero this costs nothing.
+
+    By the implicit function theorem the hypergradient of such a variable is zero, whatever it means.
+    """
+    if not any(not direct[name].any() and not indirect[name].any() for name in hparams):
+        return
+    params = {name: p.detach() for name, p in params.items()}
+    leaves = {name: h.detach().requires_grad_() for name, h in hparams.items()}
+    unused = set(leaves)
+    for level, batch in ((problem.inner, batches.mixed), (problem.outer, batches.outer)):
+        with curvature_pass(level.objective.model), torch.enable_grad():
+            value = level.value(params, leaves, batch)
+            if value.requires_grad:
+                gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+                unused -= {name for name, g in zip(leaves, gradients, strict=True) if g is not None}
+    refuse_unused(call, [name for name in leaves if name in unused])

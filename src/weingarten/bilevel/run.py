@@ -15,11 +15,17 @@ from torch.nn.modules.batchnorm import _NormBase
 from weingarten import tree
 from weingarten.bilevel.checkpoint import decode, describe, encode
 from weingarten.bilevel.history import History
-from weingarten.bilevel.problem import Batches, Hypergradient, HypergradientMethod, Level, Problem
+from weingarten.bilevel.problem import (
+    Batches,
+    Hypergradient,
+    HypergradientMethod,
+    Level,
+    Problem,
+    refuse_diverged,
+)
 from weingarten.bilevel.projection import Projection
 from weingarten.bilevel.sampling import Source, seeded
 from weingarten.objective import Batch
-from weingarten.solvers import DivergenceError
 from weingarten.tree import Space, Tree, TreeLike
 
 __all__ = ["OptimizerFactory", "Run", "training_pass"]
@@ -186,16 +192,7 @@ class Run:
                 self.hparams[name].copy_(projection(self.hparams[name]))
 
     def _refuse(self, quantity: str, values: TreeLike, advice: str) -> None:
-        for name, leaf in values.items():
-            if not torch.isfinite(leaf).all():
-                found = (
-                    f"is {float(leaf)}"
-                    if leaf.ndim == 0
-                    else f"has {int((~torch.isfinite(leaf)).sum())} entries that are not finite"
-                )
-                raise DivergenceError(
-                    f"solve: at outer step {self.step}, {quantity}{f' {name!r}' if name else ''} {found}; {advice}"
-                )
+        refuse_diverged(f"solve: at outer step {self.step}, {quantity}", values, advice)
 
 
 @contextmanager

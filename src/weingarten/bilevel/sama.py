@@ -19,8 +19,7 @@ from weingarten.bilevel.problem import (
     HypergradientMethod,
     Problem,
     refuse_non_finite,
-    refuse_unused,
-    unused,
+    refuse_silent_zeros,
 )
 from weingarten.tree import Tree, TreeLike
 
@@ -151,17 +150,12 @@ class SAMA(HypergradientMethod):
             refuse_non_finite("SAMA: adapted outer gradient", v)
         mixed = self._mixed(problem, params, hparams, batches, v)
         refuse_non_finite("SAMA: mixed derivative", mixed)
-        if any(not direct[name].any() and not mixed[name].any() for name in hparams):
-            refuse_unused("SAMA", unused(problem, params, hparams, batches))
+        refuse_silent_zeros("SAMA", problem, params, hparams, batches, direct, mixed)
         return Hypergradient(
             value=tree.sub(direct, mixed),
             direct=direct,
             inverse_product=v,
             outer_loss=loss,
-            residual=float("nan"),
-            converged=False,
-            negative_curvature=False,
-            products=0,
             seconds=time.perf_counter() - start,
             state=state,
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from weingarten import tree
+from weingarten.bilevel.gradients import hparams_gradient
 from weingarten.bilevel.problem import (
     Batches,
     Hypergradient,
@@ -150,29 +151,16 @@ class Unrolled(HypergradientMethod):
             refuse_once_differentiable(
                 "Unrolled", [outer], "write the inner objective in operations that have one"
             )
-            found = torch.autograd.grad(outer, list(leaves.values()), allow_unused=True, retain_graph=True)
+            found = torch.autograd.grad(outer, list(leaves.values()), allow_unused=True)
             refuse_unused("Unrolled", [name for name, g in zip(leaves, found, strict=True) if g is None])
             value = dict(zip(leaves, found, strict=True))
-            direct_loss = problem.outer.value(tree.detach(moved), leaves, batches.outer)
-            direct = tree.zeros_like(tree.detach(leaves))
-            if direct_loss.requires_grad:
-                direct = dict(
-                    zip(
-                        leaves,
-                        torch.autograd.grad(direct_loss, list(leaves.values()), materialize_grads=True),
-                        strict=True,
-                    )
-                )
+        direct = hparams_gradient(problem.outer, moved, hparams, batches.outer)
         refuse_non_finite("unrolled hypergradient", value)
         return Hypergradient(
             value=value,
             direct=direct,
             inverse_product=None,
             outer_loss=float(outer.detach()),
-            residual=float("nan"),
-            converged=False,
-            negative_curvature=False,
-            products=0,
             seconds=time.perf_counter() - start,
         )
 

@@ -8,16 +8,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from weingarten import tree
-from weingarten.bilevel import Batches, Callback, Event, History, HypergradientMethod, Problem
+from weingarten.bilevel import Batches, Callback, Event, History, HypergradientMethod, Outcome, Problem
+from weingarten.bilevel.problem import refuse_diverged
 from weingarten.bilevel.run import OptimizerFactory
 from weingarten.objective import Batch
-from weingarten.solvers import DivergenceError
 from weingarten.tree import Tree, TreeLike
 
-__all__ = ["EpisodeSource", "Episodes", "MetaOutcome", "MetaTask", "adapt", "meta_solve"]
+__all__ = ["EpisodeSource", "Episodes", "MetaTask", "adapt", "meta_solve"]
 
 
 @dataclass(frozen=True)
@@ -57,23 +56,6 @@ class MetaTask(ABC):
         """The parameters from which inner training starts."""
 
 
-@dataclass(frozen=True)
-class MetaOutcome:
-    """What a run leaves.
-
-    Attributes:
-        hparams: the outer variables.
-        history: one row per outer step.
-        step: outer steps done.
-        completed: whether these are all; False if a callback ended the run.
-    """
-
-    hparams: Tree
-    history: History
-    step: int
-    completed: bool
-
-
 def adapt(
     task: MetaTask, hparams: TreeLike, support: Batch, inner_optimizer: OptimizerFactory, inner_steps: int
 ) -> tuple[Tree, float]:
@@ -103,7 +85,7 @@ def adapt(
         for p, g in zip(params.values(), torch.autograd.grad(loss, list(params.values())), strict=True):
             p.grad = g
         optimizer.step()
-    _refuse("adapt", "parameter", params, "lower the inner optimiser's rate")
+    refuse_diverged("adapt: parameter", params, "lower the inner optimiser's rate")
     return tree.detach(params), float(loss.detach())
 
 
@@ -120,7 +102,7 @@ def meta_solve(
     hparams: TreeLike | None = None,
     callbacks: Iterable[Callback] = (),
     seed: int = 0,
-) -> MetaOutcome:
+) -> Outcome:
     r"""Draw episodes, adapt to their support sets, step the outer variables by the hypergradient on their queries; again.
 
     Every outer step is a new inner problem with a new start, so that the method is called with no state: factors of other
@@ -140,6 +122,9 @@ def meta_solve(
         hparams: the outer variables at the start, which are not changed; default: ``task.start()``.
         callbacks: called with an :class:`~weingarten.Event` after every outer step; one that returns True ends the run.
         seed: of all draws.
+
+    Returns:
+        As :func:`~weingarten.solve`; the parameters are those adapted to the last episodes.
 
     Raises:
         DivergenceError: if the parameters, the hypergradient or the outer variables are not finite.
@@ -170,21 +155,13 @@ def meta_solve(
         params, loss = adapt(task, leaves, drawn.support, inner_optimizer, inner_steps)
         batches = Batches(outer=drawn.query, mixed=drawn.support)
         found = hypergradient(problem, params, tree.detach(leaves), batches, None, of_method)
-        _refuse("meta_solve", f"at outer step {step}, hypergradient", found.value, "raise the damping")
+        refuse_diverged(f"meta_solve: at outer step {step}, hypergradient", found.value, "raise the damping")
         for name, leaf in leaves.items():
             leaf.grad = found.value[name].to(leaf.dtype)
         optimizer.step()
-        _refuse("meta_solve", f"at outer step {step}, outer variable", leaves, "lower the outer rate")
+        refuse_diverged(f"meta_solve: at outer step {step}, outer variable", leaves, "lower the outer rate")
         history.append(step, loss, found, time.perf_counter() - began)
         event = Event(step, steps, params, tree.detach(leaves), found, history)
         stop = sum(bool(listener(event)) for listener in listeners) > 0
-    return MetaOutcome({name: h.detach().clone() for name, h in leaves.items()}, history, step, step == steps)
-
-
-def _refuse(call: str, quantity: str, values: dict[str, Tensor], advice: str) -> None:
-    for name, leaf in values.items():
-        if not torch.isfinite(leaf).all():
-            raise DivergenceError(
-                f"{call}: {quantity} {name!r} has {int((~torch.isfinite(leaf)).sum())} entries that are not finite, "
-                f"expected none; {advice}"
-            )
+    copied = {name: h.detach().clone() for name, h in leaves.items()}
+    return Outcome(params, copied, history, step, step == steps)
