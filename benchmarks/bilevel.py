@@ -23,8 +23,7 @@ from benchmarks.bilevel_summary import ahead, compared, line_of, printed, tasks_
 from benchmarks.bilevel_trec import DATA
 from benchmarks.bilevel_trials import ROWS, Trial, execute, final, told, tuning, wanted
 from benchmarks.environment import report
-from benchmarks.optimizers_protocol import WORKERS, pool, work_off
-from benchmarks.optimizers_trials import Cache
+from benchmarks.trial_pool import WORKERS, Cache, pool, work_off
 
 RESULTS = Path(__file__).parent / "results" / "bilevel.json"
 QUICK_ROW, QUICK_METHODS = "images linear", ("identity", "one step", "KFAC")
@@ -61,7 +60,7 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
         kept(folder / "cleaning.json", lambda: bilevel_cleaning.gained(SEEDS)) if DATA.exists() else None
     )
     if not arguments.summary:
-        work_off(lambda: wanted(arguments.rows, cache.get), cache, arguments.workers, execute, pool, told)
+        work_off(lambda: wanted(arguments.rows, cache.get), cache, arguments.workers, execute, told)
     tables = compared(ROWS, cache.get)
     probes = {row: kept(folder / f"probe {row}.json", lambda row=row: probed(row)) for row in tables}
     print(printed(tables))

@@ -7,24 +7,22 @@ with random answers, of which nothing can be learned and whose weight should van
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 import weingarten as wg
-from benchmarks.bilevel_hyper import BROKEN, accuracy, loss, seeded, train
 from benchmarks.bilevel_protocol import Clock, Make, Probe, Result, Row, Setting
+from benchmarks.bilevel_training import accuracy, adam, fresh, loss, timed, train
+from benchmarks.bilevel_trec import DATA, texts
 from weingarten.applications.problems import AuxiliaryWeights, Joined, masked_rows
 from weingarten.applications.problems.auxiliary_weights import OwnClasses
 from weingarten.tree import Tree
 
-FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "trec"
 PAD, MASK, RARE, SPECIAL = 0, 1, 2, 3
 WORDS, LENGTH, CLASSES, SORTS, LABELLED = 1000, 16, 6, 4, 300
 BINS = (SPECIAL + 30, SPECIAL + 200)
@@ -39,24 +37,20 @@ class Questions:
     labels: Tensor
 
 
-@lru_cache
-def questions(folder: Path) -> tuple[Questions, Questions]:
+@lru_cache(1)
+def questions() -> tuple[Questions, Questions]:
     """Training and test questions; tokens are numbered by frequency in the training questions."""
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"auxiliary TREC: found no folder {folder}, expected TREC questions as train.json and valid.json; leave out this row"
-        )
-    files = [json.loads((folder / name).read_text()).values() for name in ("train.json", "valid.json")]
-    texts = [[record["data"]["text"].split() for record in records] for records in files]
-    common = Counter(word for words in texts[0] for word in words).most_common(WORDS)
+    files = [texts(name) for name in ("train", "valid")]
+    words_of = [[text.split() for text in found] for found, _ in files]
+    common = Counter(word for words in words_of[0] for word in words).most_common(WORDS)
     number = {word: SPECIAL + i for i, (word, _) in enumerate(common)}
     found = []
-    for records, sentences in zip(files, texts, strict=True):
+    for (_, labels), sentences in zip(files, words_of, strict=True):
         tokens = torch.full((len(sentences), LENGTH), PAD)
         for row, words in zip(tokens, sentences, strict=True):
             kept = [number.get(word, RARE) for word in words[:LENGTH]]
             row[: len(kept)] = torch.tensor(kept)
-        found.append(Questions(tokens, torch.tensor([record["label"] for record in records])))
+        found.append(Questions(tokens, torch.from_numpy(labels)))
     return found[0], found[1]
 
 
@@ -101,18 +95,17 @@ class AuxiliaryTREC(Row):
     dampings = (1e-3, 1e-2)
     length = 400
     inner_rate = 5e-3
-    folder = FOLDER
 
     def setup(self, seed: int) -> tuple[wg.Problem, Tree, Tree, wg.Source, wg.Rows, tuple]:
         generator = torch.Generator().manual_seed(seed)
-        known, test = questions(self.folder)
+        known, test = questions()
         order = torch.randperm(len(known.labels), generator=generator)
         first, second, others = order[:LABELLED], order[LABELLED : 2 * LABELLED], order[2 * LABELLED :]
         main, held, rest = (
             wg.Rows((known.tokens[rows], torch.zeros_like(rows)), known.labels[rows], size)
             for rows, size in ((first, 64), (second, None), (others, None))
         )
-        task = AuxiliaryWeights(seeded(Bag, seed), CLASSES, SORTS, weight=1.0, decay=1e-2)
+        task = AuxiliaryWeights(fresh(Bag, seed), CLASSES, SORTS, weight=1.0, decay=1e-2)
         problem = task.problem()
         params = {name: p.clone() for name, p in problem.inner.objective.params().items()}
         judged = (rest.inputs, rest.targets), ((test.tokens, torch.zeros_like(test.labels)), test.labels)
@@ -122,23 +115,22 @@ class AuxiliaryTREC(Row):
         problem, params, hparams, inner, held, judged = self.setup(seed)
         warm = train(problem.inner, params, hparams, inner, self.length, self.inner_rate)
         method, clock = make(setting.damping, self.symmetry()), Clock(self.seconds)
-        try:
-            found = wg.solve(
-                problem,
-                method,
-                partial(torch.optim.Adam, lr=self.inner_rate),
-                partial(torch.optim.Adam, lr=setting.rate),
-                10**6,
-                hparams=hparams,
-                params=warm,
-                inner_data=inner,
-                outer_data=held,
-                inner_steps=2,
-                callbacks=[clock],
-                seed=seed,
-            ).hparams
-        except BROKEN:
+        outcome = timed(
+            clock,
+            problem,
+            method,
+            adam(self.inner_rate),
+            adam(setting.rate),
+            hparams=hparams,
+            params=warm,
+            inner_data=inner,
+            outer_data=held,
+            inner_steps=2,
+            seed=seed,
+        )
+        if outcome is None:
             return clock.result(math.nan)
+        found = outcome.hparams
         params = train(problem.inner, params, found, inner, self.length, self.inner_rate)
         logs = {f"log weight {k}": float(w) for k, w in enumerate(found["log_weight"], 1)}
         figures = {
@@ -160,4 +152,4 @@ class AuxiliaryTREC(Row):
         return Probe(problem, warm, hparams, wg.Batches(held.draw(generator), inner.draw(generator)))
 
 
-ROWS: list[Row] = [AuxiliaryTREC()]
+ROWS: list[Row] = [AuxiliaryTREC()] if DATA.exists() else []

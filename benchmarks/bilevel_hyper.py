@@ -7,9 +7,8 @@ them by the network that a training of fixed length from the same start then giv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 from sklearn.datasets import load_digits
@@ -17,12 +16,10 @@ from torch import Tensor, nn
 
 import weingarten as wg
 from benchmarks.bilevel_protocol import Clock, Make, Probe, Result, Row, Setting
+from benchmarks.bilevel_training import accuracy, adam, fresh, loss, timed, train
 from weingarten.applications.problems import AugmentationRange, InnerRates, Jittered, WeightDecays
 from weingarten.applications.problems.augmentation_range import TRANSFORMS, warp
 from weingarten.tree import Tree
-
-BROKEN = (wg.DivergenceError, ValueError)
-"""How a run may end without a result: not finite, singular, or a method that the row does not suit."""
 
 
 @lru_cache
@@ -44,35 +41,6 @@ def split(x: Tensor, y: Tensor, train: int, held: int, generator: torch.Generato
     order = torch.randperm(len(x), generator=generator)
     parts = order[:train], order[train : train + held], order[train + held :]
     return Split(*((x[rows], y[rows]) for rows in parts))
-
-
-def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
-
-
-def train(level: wg.Level, start: Tree, hparams: Tree, source: wg.Source, steps: int, rate: float) -> Tree:
-    """Parameters after Adam steps from the start, at fixed outer variables."""
-    generator = torch.Generator().manual_seed(0)
-    params = {name: p.detach().clone().requires_grad_() for name, p in start.items()}
-    optimizer = torch.optim.Adam(params.values(), lr=rate)
-    for _ in range(steps):
-        value = level.value(params, hparams, source.draw(generator))
-        for p, g in zip(params.values(), torch.autograd.grad(value, list(params.values())), strict=True):
-            p.grad = g
-        optimizer.step()
-    return {name: p.detach() for name, p in params.items()}
-
-
-def accuracy(level: wg.Level, params: Tree, data: tuple[Tensor, Tensor]) -> float:
-    with torch.no_grad():
-        return float((level.objective.forward(params, data[0]).argmax(1) == data[1]).float().mean())
-
-
-def loss(level: wg.Level, params: Tree, data: tuple[Tensor, Tensor]) -> float:
-    with torch.no_grad():
-        return float(level.objective.value(params, wg.Batch(*data)))
 
 
 @dataclass(frozen=True)
@@ -106,23 +74,22 @@ class Retrained(Row):
         setup = self.setup(seed)
         warm, symmetry = self.warm(setup), self.symmetry()
         clock = Clock(self.seconds)
-        try:
-            hparams = wg.solve(
-                setup.problem,
-                make(setting.damping, symmetry),
-                partial(torch.optim.Adam, lr=self.inner_rate),
-                partial(torch.optim.Adam, lr=setting.rate),
-                10**6,
-                hparams=setup.hparams,
-                params=warm,
-                inner_data=setup.inner,
-                outer_data=setup.outer,
-                inner_steps=self.inner_steps,
-                callbacks=[clock],
-                seed=seed,
-            ).hparams
-        except BROKEN:
+        outcome = timed(
+            clock,
+            setup.problem,
+            make(setting.damping, symmetry),
+            adam(self.inner_rate),
+            adam(setting.rate),
+            hparams=setup.hparams,
+            params=warm,
+            inner_data=setup.inner,
+            outer_data=setup.outer,
+            inner_steps=self.inner_steps,
+            seed=seed,
+        )
+        if outcome is None:
             return clock.result(math.nan)
+        hparams = outcome.hparams
         found = train(setup.problem.inner, setup.params, hparams, setup.inner, self.length, self.inner_rate)
         outer, test = setup.problem.outer, setup.test
         return clock.result(
@@ -162,7 +129,7 @@ class Decays(Retrained):
         images, labels = digits()
         x = torch.cat([images.flatten(1), 0.5 * torch.randn(len(images), 64, generator=generator)], 1)
         data = split(x, labels, 100, 300, generator)
-        model = seeded(self.model, seed)
+        model = fresh(self.model, seed)
         task = WeightDecays(model, decay=1e-3, each_weight=self.each_weight)
         problem = task.problem()
         params = {name: p.clone() for name, p in problem.inner.objective.params().items()}
@@ -218,7 +185,7 @@ class Augmentation(Retrained):
     def setup(self, seed: int) -> Setup:
         generator = torch.Generator().manual_seed(seed)
         data = split(*digits(), 300, 300, generator)
-        model = seeded(self.model, seed)
+        model = fresh(self.model, seed)
         task = AugmentationRange(model, decay=1e-3)
         problem = task.problem()
         params = {name: p.clone() for name, p in problem.inner.objective.params().items()}
@@ -258,7 +225,7 @@ class InnerRate(Row):
         generator = torch.Generator().manual_seed(seed)
         images, labels = digits()
         data = split(images.flatten(1), labels, 600, 300, generator)
-        task = InnerRates(seeded(self.model, seed), rate=3e-3, momentum=0.9)
+        task = InnerRates(fresh(self.model, seed), rate=3e-3, momentum=0.9)
         problem = task.problem()
         params = {name: p.clone() for name, p in problem.inner.objective.params().items()}
         rows = (wg.Rows(*part, batch_size=64) for part in (data.train, data.held))
@@ -271,27 +238,24 @@ class InnerRate(Row):
         # the first optimiser of a process costs torch's imports, about 2 CPU-seconds: not within the clock
         train(setup.problem.inner, setup.params, setup.hparams, setup.inner, 1, setting.rate)
         clock = Clock(self.seconds)
-        try:
-            found = wg.solve(
-                setup.problem,
-                replace(method, optimizer=task.optimizer),
-                followed.make,
-                partial(torch.optim.Adam, lr=setting.rate),
-                10**6,
-                hparams=setup.hparams,
-                params=setup.params,
-                inner_data=setup.inner,
-                outer_data=setup.outer,
-                inner_steps=5,
-                callbacks=[followed.follow, clock],
-                seed=seed,
-            )
-        except BROKEN:
-            return clock.result(math.nan)
-        outer, logs = (
-            setup.problem.outer,
-            {f"log rate {name}": float(h) for name, h in found.hparams.items()},
+        found = timed(
+            clock,
+            setup.problem,
+            replace(method, optimizer=task.optimizer),
+            followed.make,
+            adam(setting.rate),
+            hparams=setup.hparams,
+            params=setup.params,
+            inner_data=setup.inner,
+            outer_data=setup.outer,
+            inner_steps=5,
+            callbacks=[followed.follow],
+            seed=seed,
         )
+        if found is None:
+            return clock.result(math.nan)
+        outer = setup.problem.outer
+        logs = {f"log rate {name}": float(h) for name, h in found.hparams.items()}
         right = accuracy(outer, found.params, setup.test)
         return clock.result(-loss(outer, found.params, setup.test), test_accuracy=right, **logs)
 

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 import weingarten as wg
 from benchmarks import bilevel_mnist as mnist
 from benchmarks.bilevel_protocol import Clock, Make, Probe, Result, Row, Setting
+from benchmarks.bilevel_training import accuracy, adam, fresh, timed, train
 from weingarten.applications.problems import RowWeights
 
 __all__ = ["ROWS", "Images"]
 
 NOISE, TRUSTED, BATCH = 0.5, 200, 500
-WARM, RETRAIN = 800, 400
-"""Steps of Adam before the run and for the network trained anew after it."""
+WARM, RETRAIN, LAST = 800, 400, 0.02
+"""Steps of Adam before the run and for the network trained anew after it, and the part of the rate that is left at their end."""
 
 
 @dataclass(frozen=True)
@@ -67,28 +68,25 @@ class Images(Row):
     def run(self, make: Make, setting: Setting, seed: int) -> Result:
         data, task, params, rows = self._start(seed)
         problem, clock = task.problem(), Clock(self.seconds)
-        try:
-            found = wg.solve(
-                problem,
-                make(setting.damping, self.symmetry()),
-                mnist.adam(1e-3),
-                mnist.adam(setting.rate),
-                steps=10**6,
-                params=params,
-                hparams=task.start(),
-                inner_data=rows,
-                outer_data=data.trusted,
-                inner_steps=self.inner_steps,
-                callbacks=[clock],
-                seed=seed,
-            )
-        except (wg.DivergenceError, ValueError):  # a singular matrix is a ValueError
+        found = timed(
+            clock,
+            problem,
+            make(setting.damping, self.symmetry()),
+            adam(1e-3),
+            adam(setting.rate),
+            params=params,
+            hparams=task.start(),
+            inner_data=rows,
+            outer_data=data.trusted,
+            inner_steps=self.inner_steps,
+            seed=seed,
+        )
+        if found is None:
             return clock.result(float("nan"))
-        anew = wg.Objective(mnist.fresh(self.build, seed + 1), wg.CrossEntropy()).params()
-        last = mnist.train(problem, found.hparams, rows, anew, RETRAIN, 1e-2, seed + 1)
-        x, y = mnist.judges(seed)
+        anew = wg.Objective(fresh(self.build, seed + 1), wg.CrossEntropy()).params()
+        last = train(problem.inner, anew, found.hparams, rows, RETRAIN, 1e-2, seed + 1, LAST)
         metric, before, end = (
-            float((mnist.predicted(problem, p, x) == y).float().mean()) for p in (last, params, found.params)
+            accuracy(problem.outer, p, mnist.judges(seed)) for p in (last, params, found.params)
         )
         auroc = float(roc_auc_score(data.wrong.numpy(), -task.weights(found.hparams).numpy()))
         return clock.result(metric, auroc=auroc, accuracy_unweighted=before, accuracy_at_the_end=end)
@@ -101,18 +99,18 @@ class Images(Row):
     def symmetry(self) -> wg.Symmetry | None:
         if not self.symmetric:
             return None
-        return wg.infer_symmetry(mnist.fresh(self.build, 0), torch.zeros(2, 1, 14, 14))
+        return wg.infer_symmetry(fresh(self.build, 0), torch.zeros(2, 1, 14, 14))
 
     def _start(self, seed: int) -> tuple[_Data, RowWeights, wg.Tree, wg.Rows]:
         """The data, the task, parameters trained on all rows alike, and the source of rows."""
         data = _data(seed)
         task, rows = (
-            RowWeights(mnist.fresh(self.build, seed), len(data.x), self.weight_decay),
+            RowWeights(fresh(self.build, seed), len(data.x), self.weight_decay),
             wg.Rows(data.x, data.given, BATCH),
         )
         problem = task.problem()
         first = problem.inner.objective.params()
-        return data, task, mnist.train(problem, task.start(), rows, first, WARM, 1e-2, seed), rows
+        return data, task, train(problem.inner, first, task.start(), rows, WARM, 1e-2, seed, LAST), rows
 
 
 RATES, DAMPINGS = (0.1, 0.3, 1.0, 3.0), (1e-2, 1e-1)

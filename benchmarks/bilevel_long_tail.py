@@ -18,13 +18,14 @@ from torch import Tensor
 import weingarten as wg
 from benchmarks import bilevel_mnist as mnist
 from benchmarks.bilevel_protocol import Clock, Make, Probe, Result, Row, Setting
+from benchmarks.bilevel_training import adam, fresh, predicted, timed, train
 from weingarten.applications.problems import WeightNetwork
 
 __all__ = ["ROWS", "LongTail"]
 
 LARGEST, TRUSTED, BATCH, INNER_STEPS = 300, 10, 250, 60
-WARM, RETRAIN = 600, 600
-"""Steps of Adam before the run and for the network trained anew after it."""
+WARM, RETRAIN, LAST = 600, 600, 0.02
+"""Steps of Adam before the run and for the network trained anew after it, and the part of the rate that is left at their end."""
 
 
 def _data(seed: int, imbalance: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
@@ -56,28 +57,26 @@ class LongTail(Row):
     def run(self, make: Make, setting: Setting, seed: int) -> Result:
         task, problem, params, rows, outer = self._start(seed)
         clock = Clock(self.seconds)
-        try:
-            found = wg.solve(
-                problem,
-                make(setting.damping, self.symmetry()),
-                mnist.adam(1e-3),
-                mnist.adam(setting.rate),
-                steps=10**6,
-                params=params,
-                hparams=task.start(),
-                inner_data=rows,
-                outer_data=outer,
-                inner_steps=INNER_STEPS,
-                callbacks=[clock],
-                seed=seed,
-            )
-        except (wg.DivergenceError, ValueError):  # a singular matrix is a ValueError
+        found = timed(
+            clock,
+            problem,
+            make(setting.damping, self.symmetry()),
+            adam(1e-3),
+            adam(setting.rate),
+            params=params,
+            hparams=task.start(),
+            inner_data=rows,
+            outer_data=outer,
+            inner_steps=INNER_STEPS,
+            seed=seed,
+        )
+        if found is None:
             return clock.result(float("nan"))
-        anew = wg.Objective(mnist.fresh(mnist.mlp, seed + 1), wg.CrossEntropy()).params()
-        last = mnist.train(problem, found.hparams, rows, anew, RETRAIN, 1e-2, seed + 1)
+        anew = wg.Objective(fresh(mnist.mlp, seed + 1), wg.CrossEntropy()).params()
+        last = train(problem.inner, anew, found.hparams, rows, RETRAIN, 1e-2, seed + 1, LAST)
         x, y = mnist.judges(seed)
         metric, before, end = (
-            float(balanced_accuracy_score(y.numpy(), mnist.predicted(problem, p, x).numpy()))
+            float(balanced_accuracy_score(y.numpy(), predicted(problem.outer, p, x).numpy()))
             for p in (last, params, found.params)
         )
         return clock.result(metric, accuracy_unweighted=before, accuracy_at_the_end=end)
@@ -91,14 +90,14 @@ class LongTail(Row):
         return Probe(problem, params, hparams, wg.Batches(wg.Batch(*outer), inner))
 
     def symmetry(self) -> wg.Symmetry | None:
-        return wg.infer_symmetry(mnist.fresh(mnist.mlp, 0), torch.zeros(2, 1, 14, 14))
+        return wg.infer_symmetry(fresh(mnist.mlp, 0), torch.zeros(2, 1, 14, 14))
 
     def _start(self, seed: int) -> tuple[WeightNetwork, wg.Problem, wg.Tree, wg.Rows, tuple[Tensor, Tensor]]:
         x, y, outer = _data(seed, self.imbalance)
-        task = WeightNetwork(mnist.fresh(mnist.mlp, seed), mnist.CLASSES, self.weight_decay, seed=seed)
+        task = WeightNetwork(fresh(mnist.mlp, seed), mnist.CLASSES, self.weight_decay, seed=seed)
         problem, first = task.problem(), task.problem().inner.objective.params()
         plain = wg.Rows(task.inputs(x, y), y, min(BATCH, len(y)))  # all weights are 1 at the start
-        params = mnist.train(problem, task.start(), plain, first, WARM, 1e-2, seed)
+        params = train(problem.inner, first, task.start(), plain, WARM, 1e-2, seed, LAST)
         return task, problem, params, wg.Rows(task.inputs(x, y, params), y, plain.batch_size), outer
 
 

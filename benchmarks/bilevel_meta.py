@@ -32,6 +32,7 @@ from torch import Tensor, nn
 import weingarten as wg
 from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_protocol import Clock, Make, Probe, Result, Row, Setting
+from benchmarks.bilevel_training import DIVERGED, fresh
 from weingarten.applications.problems import (
     EpisodeSource,
     FewShot,
@@ -73,9 +74,7 @@ class MetaRow(Row):
         """0-d, higher is better."""
 
     def seeded(self, seed: int) -> MetaTask:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.task()
+        return fresh(self.task, seed)
 
     def run(self, make: Make, setting: Setting, seed: int) -> Result:
         torch.set_num_threads(1)
@@ -92,7 +91,7 @@ class MetaRow(Row):
                 episodes=train, batch=BATCH, inner_steps=self.inner[1], callbacks=[clock], seed=seed,
             )  # fmt: skip
             return clock.result(self.judge(task, found.hparams, test))
-        except (wg.DivergenceError, torch.linalg.LinAlgError, ValueError):
+        except DIVERGED:
             return clock.result(float("nan"))
 
     def judge(self, task: MetaTask, hparams: wg.bilevel.problem.TreeLike, test: EpisodeSource) -> float:

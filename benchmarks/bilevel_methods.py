@@ -30,20 +30,9 @@ class Method:
     ours: bool = False
 
 
-def _iterative(solver: wg.Solver) -> Make:
-    return lambda damping, symmetry: wg.Implicit(solver=solver, preconditioner=None, damping=damping)
-
-
-def _nystrom(damping: float, symmetry: wg.Symmetry | None) -> wg.HypergradientMethod:
-    return wg.Implicit(solver=wg.Nystrom(10, damping), preconditioner=None, damping=damping)
-
-
-def _kfac(solver: wg.Solver) -> Make:
-    return lambda damping, symmetry: wg.Implicit(solver=solver, damping=damping, refresh=REFRESH)
-
-
-def _alone(damping: float, symmetry: wg.Symmetry | None) -> wg.HypergradientMethod:
-    return wg.Implicit(wg.KFAC(), wg.Direct(), None, damping=damping, refresh=REFRESH)
+def _named(name: str) -> Make:
+    """A method of the library's table."""
+    return lambda damping, symmetry: wg.make_method(name, damping, REFRESH)
 
 
 def _orbit(damping: float, symmetry: wg.Symmetry | None) -> wg.HypergradientMethod:
@@ -59,17 +48,17 @@ def _orbit_preconditioned(damping: float, symmetry: wg.Symmetry | None) -> wg.Hy
 
 
 METHODS: dict[str, Method] = {
-    "identity": Method(_iterative(wg.FirstOrder()), damped=False),
-    "one step": Method(lambda damping, symmetry: wg.Unrolled(1, wg.SGD(0.1)), damped=False),
-    "unrolled 5": Method(lambda damping, symmetry: wg.Unrolled(5, wg.SGD(0.1, 0.9)), damped=False),
-    "SAMA": Method(lambda damping, symmetry: wg.SAMA(), damped=False),
-    "F2SA": Method(lambda damping, symmetry: wg.F2SA(), damped=False),
-    "Neumann 20": Method(_iterative(wg.Neumann(20))),
-    "CG 10": Method(_iterative(wg.CG(10))),
-    "Nystrom 10": Method(_nystrom),
-    "KFAC": Method(_alone, ours=True),
-    "KFAC, length": Method(_kfac(wg.CG(1)), ours=True),
-    "KFAC, 3 steps": Method(_kfac(wg.CG(3)), ours=True),
+    "identity": Method(_named("identity"), damped=False),
+    "one step": Method(_named("one-step"), damped=False),
+    "unrolled 5": Method(_named("unrolled"), damped=False),
+    "SAMA": Method(_named("sama"), damped=False),
+    "F2SA": Method(_named("f2sa"), damped=False),
+    "Neumann 20": Method(_named("neumann")),
+    "CG 10": Method(_named("cg")),
+    "Nystrom 10": Method(_named("nystrom")),
+    "KFAC": Method(_named("kfac"), ours=True),
+    "KFAC, length": Method(_named("kfac-length"), ours=True),
+    "KFAC, 3 steps": Method(_named("pcg"), ours=True),
     "orbit": Method(_orbit, symmetric=True, ours=True),
     "orbit, 3 steps": Method(_orbit_preconditioned, symmetric=True, ours=True),
 }

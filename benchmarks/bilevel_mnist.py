@@ -6,14 +6,11 @@ trusted rows from by seed. So nothing is tuned on the rows that a result is repo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-import weingarten as wg
 
 CLASSES, TEST, VALIDATION = 10, 1000, 600
 TUNING_SEEDS = 50
@@ -59,34 +56,3 @@ def cnn() -> nn.Module:
         *(nn.Conv2d(1, 8, 3, stride=2), nn.Tanh(), nn.Conv2d(8, 16, 3, stride=2), nn.Tanh()),
         *(nn.Flatten(), nn.Linear(64, CLASSES)),
     )
-
-
-def fresh(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """The model at a start that the seed decides."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
-
-
-def train(
-    problem: wg.Problem, hparams: wg.Tree, rows: wg.Rows, params: wg.Tree, steps: int, rate: float, seed: int
-) -> wg.Tree:
-    """Minimise the inner level by Adam, the rate falling to a fiftieth; the outer variables stay."""
-    params = {name: p.clone().requires_grad_() for name, p in params.items()}
-    generator, optimizer = torch.Generator().manual_seed(seed), torch.optim.Adam(params.values(), rate)
-    fall = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        problem.inner.value(params, hparams, rows.draw(generator)).backward()
-        optimizer.step()
-        fall.step()
-    return {name: p.detach() for name, p in params.items()}
-
-
-def predicted(problem: wg.Problem, params: wg.Tree, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return problem.outer.objective.forward(params, x).argmax(1)
-
-
-def adam(rate: float) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
-    return partial(torch.optim.Adam, lr=rate)

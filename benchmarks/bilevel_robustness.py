@@ -21,12 +21,12 @@ from torch import Tensor, nn
 import weingarten as wg
 from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_protocol import Clock, Make, Probe, Result, Row, Setting
+from benchmarks.bilevel_training import DIVERGED, adam, fresh, timed
 from weingarten.applications.problems import Poisoning
 
 TRAIN, HELD, TRUSTED = 400, 400, 50
 DECAY = 1e-3
-INNER = partial(torch.optim.Adam, lr=1e-2)
-DIVERGED = (wg.DivergenceError, ValueError, torch.linalg.LinAlgError)
+INNER = adam(1e-2)
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ class Digits:
 
 
 def network(seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+    return fresh(lambda: nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)), seed)
 
 
 def retrain(batch: wg.Batch, seed: int, steps: int = 100) -> nn.Module:
@@ -189,22 +187,21 @@ class Weights(Row):
         }
         problem = self.problem(retrain(train, seed))
         method, start, clock = make(setting.damping, self.symmetry()), torch.zeros(TRAIN), Clock(self.seconds)
-        try:
-            logit = wg.solve(
-                problem,
-                method,
-                INNER,
-                partial(torch.optim.Adam, lr=setting.rate),
-                steps=10**6,
-                inner_steps=5,
-                hparams={"logit": start},
-                inner_data=train,
-                outer_data=data.trusted,
-                callbacks=[clock],
-                seed=seed,
-            ).hparams["logit"]
-        except DIVERGED:
+        outcome = timed(
+            clock,
+            problem,
+            method,
+            INNER,
+            adam(setting.rate),
+            inner_steps=5,
+            hparams={"logit": start},
+            inner_data=train,
+            outer_data=data.trusted,
+            seed=seed,
+        )
+        if outcome is None:
             return clock.result(float("nan"), **found)
+        logit = outcome.hparams["logit"]
         found["AUROC"] = float(roc_auc_score(changed.numpy(), -logit.numpy()))
         weights = logit.sigmoid() / logit.sigmoid().mean().clamp(min=1e-6)
         found["learned weights"] = accuracy(replace(train, weights=weights), data.test, seed)

@@ -48,6 +48,7 @@ def line_of(method: str, records: list[Record]) -> dict[str, Any]:
         "steps": round(statistics.mean(record["steps"] for record in records), 1),
         "products": round(statistics.mean(record["products"] for record in records), 1),
         "extra": {key: round(statistics.mean(v), 4) for key, v in extra.items() if None not in v},
+        "refused": next((record["refused"] for record in records if "refused" in record), None),
     }
 
 
@@ -128,7 +129,7 @@ def printed(tables: dict[str, Lines]) -> str:
         )
         for name, entry in sorted(lines.items(), key=lambda pair: -(pair[1]["metric"] or -math.inf)):
             cell = (
-                "diverged"
+                ("refused" if entry["refused"] else "diverged")
                 if entry["metric"] is None
                 else f"{entry['metric']:.3f} ± {entry['standard_error']:.3f}"
             )

@@ -19,8 +19,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 import weingarten as wg
-from benchmarks import bilevel_mnist as mnist
 from benchmarks.bilevel_protocol import Clock, Make, Probe, Result, Row, Setting
+from benchmarks.bilevel_training import accuracy, adam, fresh, timed, train
 from weingarten.applications.clean.data import stratified
 from weingarten.applications.clean.encoder import Encoder
 from weingarten.applications.problems import RowWeights
@@ -29,7 +29,7 @@ __all__ = ["ROWS", "Questions", "encoder_folder", "questions"]
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "trec"
 CACHE = Path("runs/bilevel/trec_minilm.npz")
-CLASSES, TRUSTED, BATCH, WARM, RETRAIN = 6, 100, 1000, 400, 400
+CLASSES, TRUSTED, BATCH, WARM, RETRAIN, LAST = 6, 100, 1000, 400, 400, 0.02
 
 
 def encoder_folder() -> Path:
@@ -51,6 +51,7 @@ class Data:
 
 
 def texts(name: str) -> tuple[list[str], np.ndarray]:
+    """Questions and their true classes, of the file of that name."""
     records = json.loads((DATA / f"{name}.json").read_text())
     ordered = [records[key] for key in sorted(records, key=int)] if isinstance(records, dict) else records
     return [r["data"]["text"] for r in ordered], np.array([r["label"] for r in ordered])
@@ -97,7 +98,7 @@ def checked(seed: int, trusted: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Questions(Row):
-    """See above."""
+    """Row weights of the weak labels, which a hundred trusted questions judge."""
 
     name: str = "TREC head"
     metric: str = "accuracy on other checked questions"
@@ -111,29 +112,25 @@ class Questions(Row):
         trusted, judged = checked(seed, TRUSTED)
         trusted_x, trusted_y = data.checked_x[trusted], data.checked_y[trusted]
         problem, clock = task.problem(), Clock(self.seconds)
-        try:
-            found = wg.solve(
-                problem,
-                make(setting.damping, None),
-                mnist.adam(1e-3),
-                mnist.adam(setting.rate),
-                steps=10**6,
-                params=params,
-                hparams=task.start(),
-                inner_data=rows,
-                outer_data=(trusted_x, trusted_y),
-                inner_steps=self.inner_steps,
-                callbacks=[clock],
-                seed=seed,
-            )
-        except (wg.DivergenceError, ValueError):  # a singular matrix is a ValueError
+        found = timed(
+            clock,
+            problem,
+            make(setting.damping, None),
+            adam(1e-3),
+            adam(setting.rate),
+            params=params,
+            hparams=task.start(),
+            inner_data=rows,
+            outer_data=(trusted_x, trusted_y),
+            inner_steps=self.inner_steps,
+            seed=seed,
+        )
+        if found is None:
             return clock.result(float("nan"))
         weights = task.weights(found.hparams)
         last = self._anew(data, weights, trusted_x, trusted_y, seed)
-        x, y = data.checked_x[judged], data.checked_y[judged]
-        metric, end = (
-            float((mnist.predicted(problem, p, x) == y).float().mean()) for p in (last, found.params)
-        )
+        held = data.checked_x[judged], data.checked_y[judged]
+        metric, end = (accuracy(problem.outer, p, held) for p in (last, found.params))
         auroc = float(roc_auc_score((data.weak != data.truth).numpy(), -weights.numpy()))
         return clock.result(metric, auroc=auroc, accuracy_at_the_end=end)
 
@@ -151,16 +148,16 @@ class Questions(Row):
         """A head trained on the weighted rows and the trusted ones, which weigh 1."""
         x, y = torch.cat([data.x, trusted_x]), torch.cat([data.weak, trusted_y])
         rows = wg.Rows(x, y, BATCH, torch.cat([weights, torch.ones(len(trusted_y))]))
-        objective = wg.Objective(mnist.fresh(linear, seed + 1), wg.CrossEntropy())
+        objective = wg.Objective(fresh(linear, seed + 1), wg.CrossEntropy())
         level = wg.Level(objective, penalty=wg.L2(1e-3))
-        return mnist.train(wg.Problem(level, level), {}, rows, objective.params(), RETRAIN, 1e-2, seed + 1)
+        return train(level, objective.params(), {}, rows, RETRAIN, 1e-2, seed + 1, LAST)
 
     def _start(self, seed: int) -> tuple[Data, RowWeights, wg.Tree, wg.Rows]:
         data = questions()
-        task = RowWeights(mnist.fresh(linear, seed), len(data.weak), 1e-3)
+        task = RowWeights(fresh(linear, seed), len(data.weak), 1e-3)
         rows, problem = wg.Rows(data.x, data.weak, BATCH), task.problem()
         first = problem.inner.objective.params()
-        return data, task, mnist.train(problem, task.start(), rows, first, WARM, 1e-2, seed), rows
+        return data, task, train(problem.inner, first, task.start(), rows, WARM, 1e-2, seed, LAST), rows
 
 
 ROWS: list[Row] = [Questions()] if DATA.exists() else []

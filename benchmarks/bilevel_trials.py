@@ -119,13 +119,20 @@ def wanted(rows: list[str], find: Find) -> list[Trial]:
 
 
 def execute(trial: Trial) -> Record:
-    """The trial's result as plain values."""
+    """The trial's result as plain values; of a method that refuses the row, its words."""
     torch.set_num_threads(1)
-    result = ROWS[trial.row].run(METHODS[trial.method].make, Setting(trial.rate, trial.damping), trial.seed)
-    record = asdict(result) | asdict(trial)
-    return {
-        key: None if isinstance(v, float) and not math.isfinite(v) else plain(v) for key, v in record.items()
-    }
+    method, setting = METHODS[trial.method], Setting(trial.rate, trial.damping)
+    try:
+        result = asdict(ROWS[trial.row].run(method.make, setting, trial.seed))
+    except ValueError as refusal:
+        result = {
+            "metric": None,
+            "steps": 0,
+            "products": 0,
+            "extra": {},
+            "refused": " ".join(str(refusal).split()),
+        }
+    return dict(plain(result | asdict(trial)))
 
 
 def plain(found: Any) -> Any:
@@ -139,5 +146,6 @@ def plain(found: Any) -> Any:
 
 def told(trial: Trial, record: Record, since: float, left: int) -> str:
     """A line about a finished trial."""
-    metric = "diverged" if record["metric"] is None else f"{record['metric']:.4f}"
+    without = "refused" if "refused" in record else "diverged"
+    metric = without if record["metric"] is None else f"{record['metric']:.4f}"
     return f"{trial.key}: {metric}, {record['steps']} steps; {left} at hand"

@@ -19,12 +19,13 @@ from typing import Any
 
 from benchmarks import optimizers_corpus as corpus
 from benchmarks.environment import report
-from benchmarks.optimizers_protocol import TUNING_SEED, WORKERS, ablated, pool, tune, wanted, work_off
+from benchmarks.optimizers_protocol import TUNING_SEED, ablated, told, tune, wanted
 from benchmarks.optimizers_rivals import ABLATION, METHODS
 from benchmarks.optimizers_summary import ablation_of, finished, rows_of, summary_of
 from benchmarks.optimizers_tables import printed
-from benchmarks.optimizers_trials import Cache, Record, Trial, run
+from benchmarks.optimizers_trials import Trial, run
 from benchmarks.optimizers_workloads import WORKLOADS
+from benchmarks.trial_pool import WORKERS, Cache, Record, pool, work_off
 
 RESULTS = Path(__file__).parent / "results" / "optimizers.json"
 QUICK, QUICK_STEPS = ("symo", "muon", "adamw", "soap"), 150
@@ -64,7 +65,7 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
     lines = ["symo", *ABLATION]
     ablations = [key for key in lines if key in arguments.methods] if "gpt" in arguments.only else []
     if not arguments.summary:
-        work_off(lambda: wanted(pairs, ablations, cache.get), cache, arguments.workers)
+        work_off(lambda: wanted(pairs, ablations, cache.get), cache, arguments.workers, run, told)
     done = finished(WORKLOADS, METHODS, cache.get)
     tables, ablation = rows_of(done, cache.get), ablation_of(lines, cache.get)
     print(printed(tables, ablation))

@@ -1,25 +1,19 @@
-"""Which trials a comparison needs, decided before looking, and a pool of two processes that runs them."""
+"""Which trials a comparison needs, decided before looking."""
 
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
 
 from benchmarks.optimizers_rivals import method
-from benchmarks.optimizers_trials import Cache, Record, Trial, final, run
+from benchmarks.optimizers_trials import Trial, final
 from benchmarks.optimizers_workloads import WORKLOADS
+from benchmarks.trial_pool import Record
 
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
 ABLATION_STEPS = 150
-WORKERS = 2
 Find = Callable[[Trial], Record | None]
 """The record of a trial, None if it has not been run."""
 
@@ -111,54 +105,7 @@ def wanted(pairs: Iterable[tuple[str, str]], ablations: Iterable[str], find: Fin
     return list(dict.fromkeys(found))
 
 
-def prepare() -> None:
-    """One thread a process; what PyTorch imports at the first optimiser is imported before anything is timed."""
-    torch.set_num_threads(1)
-    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
-
-
-def pool(workers: int = WORKERS) -> ProcessPoolExecutor:
-    os.environ["OMP_NUM_THREADS"] = "1"  # inherited
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), prepare)
-
-
 def told(trial: Trial, record: Record, since: float, left: int) -> str:
     seconds = record["gradient_seconds"] + record["optimizer_seconds"]
     outcome = "diverged" if record["diverged"] else f"loss {record['final']:.4f}"
     return f"[{(time.monotonic() - since) / 60:6.1f} min] {trial}: {outcome}, {seconds:.0f} CPU s; {left} at hand"
-
-
-def work_off(
-    next_trials: Callable[[], list[Any]],
-    cache: Cache,
-    workers: int = WORKERS,
-    execute: Callable[[Any], Record] = run,
-    make_pool: Callable[[int], ProcessPoolExecutor] = pool,
-    tell: Callable[[Any, Record, float, int], str] = told,
-) -> None:
-    """Run trials, a few at a time, asking anew for the next ones after each, until there are none.
-
-    Args:
-        next_trials: those that are not in the cache yet.
-        cache: gets every record at once.
-        workers: processes.
-        execute: runs one trial.
-        make_pool: of processes.
-        tell: the line printed after a trial, from it, its record, the start and the number of trials left.
-    """
-    since = time.monotonic()
-    running: dict[Future[Record], Any] = {}
-    with make_pool(workers) as executor:
-        while True:
-            pending = [trial for trial in next_trials() if trial not in running.values()]
-            for trial in pending[: workers - len(running)]:
-                running[executor.submit(execute, trial)] = trial
-            if not running:
-                return
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                trial = running.pop(future)
-                record = future.result()
-                cache.add(trial, record)
-                left = len([t for t in next_trials() if t not in running.values()])
-                print(tell(trial, record, since, left), flush=True)

@@ -1,4 +1,4 @@
-"""One trial: a workload trained by a method with a rate, a weight decay, a seed, for some steps. And the store of trials."""
+"""One trial: a workload trained by a method with a rate, a weight decay, a seed, for some steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from benchmarks.optimizers_rivals import method, state_bytes
 from benchmarks.optimizers_workloads import WORKLOADS, Data
+from benchmarks.trial_pool import Record
 from weingarten.optim import NonFiniteGradientError
 
 WARM_UP, LAST, EVALUATIONS = 0.05, 0.1, 20
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -145,32 +144,3 @@ def run(trial: Trial) -> Record:
 
 def final(record: Record) -> float:
     return math.inf if record["diverged"] else float(record["final"])
-
-
-class Cache:
-    """Finished trials as lines of JSON, each written at once and whole, so that a broken-off run goes on where it was.
-
-    Args:
-        folder: made if it is not there.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "trials.jsonl"
-        self.records: dict[str, Record] = {}
-        for line in self.path.read_text().splitlines() if self.path.exists() else ():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # broken off while it was written
-                continue
-            self.records[entry["key"]] = entry["record"] | {"key": entry["key"]}
-
-    def get(self, trial: Trial) -> Record | None:
-        return self.records.get(trial.key)
-
-    def add(self, trial: Trial, record: Record) -> None:
-        self.records[trial.key] = record | {"key": trial.key}
-        line = json.dumps({"key": trial.key, "record": record}, allow_nan=False)
-        broken = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-        with self.path.open("a") as file:
-            file.write("\n" * broken + line + "\n")

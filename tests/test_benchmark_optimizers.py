@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from benchmarks.optimizers_protocol import SEEDS, TUNING_SEED, ablated, tune, wanted, work_off
+from benchmarks.optimizers_protocol import SEEDS, TUNING_SEED, ablated, told, tune, wanted
 from benchmarks.optimizers_summary import crossing, finished, rows_of, summary_of
-from benchmarks.optimizers_trials import Cache, Record, Trial, rate
+from benchmarks.optimizers_trials import Trial, rate
+from benchmarks.trial_pool import Cache, Record, work_off
 
 
 def made_up(best: float):
@@ -46,7 +47,7 @@ def all_done(cache: Cache, best: float, keys: list[str], ablations: list[str]) -
         return made_up(best)(trial)
 
     pairs = [("gpt", key) for key in keys]
-    work_off(lambda: wanted(pairs, ablations, cache.get), cache, 2, execute, ThreadPoolExecutor)
+    work_off(lambda: wanted(pairs, ablations, cache.get), cache, 2, execute, told, ThreadPoolExecutor)
     return ran
 
 
