@@ -17,6 +17,7 @@ __all__ = ["draw"]
 OURS, RIVAL = "#c8385a", "#6b7a8f"
 TITLES = {
     "cleaned": "cleaned by weingarten",
+    "cleaned, no loop": "the same without hypergradients",
     "logistic regression on trusted": "trusted, logistic regression",
     "trusted": "trusted, network",
     "both": "weak and trusted",
@@ -76,7 +77,7 @@ def cleaning(details: dict[str, Any], path: Path) -> None:
         names = [name for name in TITLES if name in entry["accuracy"]][::-1]
         for place, name in enumerate(names):
             values = [split["accuracy"][name] for split in details["cleaning_splits"][size]]
-            color = OURS if name == "cleaned" else "#c9ced6" if name == "true" else RIVAL
+            color = OURS if name.startswith("cleaned") else "#c9ced6" if name == "true" else RIVAL
             axes.barh(place, statistics.mean(values), color=color, height=0.62)
             axes.plot(values, [place] * len(values), ".", color="#222222", ms=4)
         axes.set_yticks(range(len(names)), [TITLES[name] for name in names], fontsize=8)

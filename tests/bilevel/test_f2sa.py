@@ -127,7 +127,9 @@ def test_steps_that_diverge_are_named():
         match=r"F2SA: after 40 steps, z '\w+' has \d+ entries that are not finite; .* lr is 1",
     ):
         wg.F2SA(steps=40, lr=1e10)(*away_from_the_minimum(ridge))
-    with pytest.raises(wg.DivergenceError, match=r"F2SA: after 60 steps, y 'theta' has 4 entries that are not finite"):
+    with pytest.raises(
+        wg.DivergenceError, match=r"F2SA: after 60 steps, y 'theta' has 4 entries that are not finite"
+    ):
         wg.F2SA(1e-6, steps=60, lr=1.0)(*ridge())
 
 

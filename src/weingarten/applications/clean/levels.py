@@ -20,8 +20,10 @@ START = 2.0
 """Weights start at ``sigmoid(2) = 0.88``: high, and where the sigmoid still answers."""
 
 
-def evenly_wrong(classes: int, kept: float) -> Tensor:
+def evenly_wrong(classes: int, kept: float = 0.6) -> Tensor:
     """T (C, C) of labels that stay with probability ``kept`` and else change to every other class alike.
+
+    What is assumed where nothing is known: below one, for T is not to be learned from a start that denies noise.
 
     >>> evenly_wrong(3, 0.5)[0]
     tensor([0.5000, 0.2500, 0.2500])
@@ -97,18 +99,17 @@ class Levels:
         objective = Objective(self.model, CrossEntropy())
         return Problem(Level(objective, self.fitted, L2(self.weight_decay)), Level(objective, self.held))
 
-    def start(self, transition: Tensor | None = None, kept: float = 0.6, trusted: float = 0.1) -> Tree:
+    def start(self, transition: Tensor | None = None, trusted: float = 0.1) -> Tree:
         """Outer variables at the start: ``weight`` u (N,), ``trusted`` log rho, ``transition`` logits of T's rows (C, C).
 
         Args:
-            transition: T (C, C), entries positive, rows of sum one; default: ``kept`` on the diagonal.
-            kept: T's diagonal, below one: T is not to be learned from a start that denies noise.
+            transition: T (C, C), entries positive, rows of sum one; default: :func:`evenly_wrong`.
             trusted: rho, small: trusted rows are few and soon overfitted.
         """
         like = next(self.model.parameters()).detach()
         found = {"weight": like.new_full((self.given,), START), "trusted": like.new_tensor(math.log(trusted))}
         if self.correct:
-            first = evenly_wrong(self.classes, kept) if transition is None else transition
+            first = evenly_wrong(self.classes) if transition is None else transition
             found["transition"] = first.to(like).log()
         return found
 
