@@ -22,7 +22,7 @@ import weingarten as wg
 from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_protocol import Clock, Make, Probe, Result, Row, Setting
 from benchmarks.bilevel_training import DIVERGED, adam, fresh, timed
-from weingarten.applications.problems import Poisoning
+from weingarten.applications.problems import Poisoning, RowWeights
 
 TRAIN, HELD, TRUSTED = 400, 400, 50
 DECAY = 1e-3
@@ -163,10 +163,6 @@ def poisoned(seed: int) -> tuple[Digits, wg.Batch, Tensor]:
     return data, task.change(found, data.train), changed
 
 
-def reweighted(hparams: wg.Tree, batch: wg.Batch) -> wg.Batch:
-    return replace(batch, weights=hparams["logit"][batch.rows].sigmoid())
-
-
 class Weights(Row):
     """Weights of rows, learned on trusted rows, after some rows were changed."""
 
@@ -185,37 +181,36 @@ class Weights(Row):
             "trusted rows": accuracy(data.trusted, data.test, seed),
             "all and trusted rows": accuracy(wg.Batch(*map(torch.cat, both)), data.test, seed),
         }
-        problem = self.problem(retrain(train, seed))
-        method, start, clock = make(setting.damping, self.symmetry()), torch.zeros(TRAIN), Clock(self.seconds)
+        task = RowWeights(retrain(train, seed), TRAIN, DECAY)
+        method, clock = make(setting.damping, self.symmetry()), Clock(self.seconds)
         outcome = timed(
             clock,
-            problem,
+            task.problem(),
             method,
             INNER,
             adam(setting.rate),
             inner_steps=5,
-            hparams={"logit": start},
+            hparams=task.start(),
             inner_data=train,
             outer_data=data.trusted,
             seed=seed,
         )
         if outcome is None:
             return clock.result(float("nan"), **found)
-        logit = outcome.hparams["logit"]
-        found["AUROC"] = float(roc_auc_score(changed.numpy(), -logit.numpy()))
-        weights = logit.sigmoid() / logit.sigmoid().mean().clamp(min=1e-6)
+        weights = task.weights(outcome.hparams)
+        found["AUROC"] = float(roc_auc_score(changed.numpy(), -weights.numpy()))
+        weights = weights / weights.mean().clamp(min=1e-6)
         found["learned weights"] = accuracy(replace(train, weights=weights), data.test, seed)
         return clock.result(found[self.column], **found)
 
-    def problem(self, model: nn.Module) -> wg.Problem:
-        objective = wg.Objective(model, wg.CrossEntropy())
-        return wg.Problem(wg.Level(objective, reweighted, wg.L2(DECAY)), wg.Level(objective))
-
     def probe(self, seed: int) -> Probe:
         data, train, _ = poisoned(seed)
-        problem = self.problem(retrain(replace(train, weights=torch.full((TRAIN,), 0.5)), seed))
+        task = RowWeights(
+            retrain(train, seed), TRAIN, DECAY
+        )  # all weights are 1 at the start, as in this training
+        problem = task.problem()
         params = problem.inner.objective.params()
-        return Probe(problem, params, {"logit": torch.zeros(TRAIN)}, wg.Batches(data.trusted, train))
+        return Probe(problem, params, task.start(), wg.Batches(data.trusted, train))
 
     def symmetry(self) -> wg.Symmetry | None:
         return wg.infer_symmetry(network(0), Digits.draw(0).train.inputs[:4])

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import weingarten as wg
-from weingarten.applications.problems import Poisoning
+from weingarten.applications.problems import Poisoning, RowWeights
 
 TRAIN, HELD, TRUSTED, DECAY = 400, 400, 50, wg.L2(1e-3)
 INNER = partial(torch.optim.Adam, lr=1e-2)
@@ -53,16 +53,13 @@ def worst_case(task, train, held, steps):
 
 def learned_weights(train, trusted, steps):
     """A weight for each row, its mean 1, such that a model trained with them does well on the trusted digits."""
-
-    def reweighted(outer, batch):
-        return replace(batch, weights=outer["logit"][batch.rows].sigmoid())
-
-    objective = network(0)
-    problem = wg.Problem(wg.Level(objective, reweighted, DECAY), wg.Level(objective))
+    task = RowWeights(network(0).model, TRAIN)
     outer = partial(torch.optim.Adam, lr=0.3)
-    given = {"hparams": {"logit": torch.zeros(TRAIN)}, "inner_data": train, "outer_data": trusted}
-    found = wg.solve(problem, METHOD, INNER, outer, steps=steps, inner_steps=5, **given)
-    return found.hparams["logit"].sigmoid() / found.hparams["logit"].sigmoid().mean()
+    given = {"hparams": task.start(), "inner_data": train, "outer_data": trusted}
+    found = task.weights(
+        wg.solve(task.problem(), METHOD, INNER, outer, steps=steps, inner_steps=5, **given).hparams
+    )
+    return found / found.mean()
 
 
 def draw(path, rows, accuracies):
@@ -102,11 +99,13 @@ def main(path="runs/robustness.png", steps=60, epsilon=0.3, fraction=0.3):
     random = task.change(task.random(torch.Generator().manual_seed(0)), train)
     worst = task.change(worst_case(task, train, held, steps), train)
     weights = learned_weights(worst, trusted, steps)
+    both = (torch.cat([getattr(part, name) for part in (worst, trusted)]) for name in ("inputs", "targets"))
     accuracies = {
         "clean rows": accuracy(train, test),
         "random changes": accuracy(random, test),
         "worst changes": accuracy(worst, test),
         "trusted rows alone": accuracy(trusted, test),
+        "worst and trusted": accuracy(wg.Batch(*both), test),
         "learned weights": accuracy(replace(worst, weights=weights), test),
     }
     print("\n".join(f"{name:20s} {value:.3f}" for name, value in accuracies.items()))

@@ -33,17 +33,6 @@ def quick():
 
 
 @pytest.fixture
-def brief_report(monkeypatch):
-    """For tests of the folder: figures take a second."""
-
-    def write(folder, summary):
-        (folder / "report.html").write_text("")
-        (folder / "overview.png").write_text("")
-
-    monkeypatch.setattr(job_module, "write_report", write)
-
-
-@pytest.fixture
 def job(tmp_path):
     flowers().to_csv(tmp_path / "flowers.csv", index=False)
     return Job(Request(str(tmp_path / "flowers.csv"), "species"), QUICK, seeds=2, output=tmp_path / "out")

@@ -16,7 +16,6 @@ from tests.applications.encoders import make_encoder, questions
 from tests.applications.tables import QUICK, brief
 from weingarten import cli
 from weingarten.applications.clean import Job, Request, UserError, load_model, run, texts
-from weingarten.applications.clean import job as job_module
 from weingarten.applications.clean import seed as seed_module
 from weingarten.applications.clean.encoder import Encoder
 
@@ -32,14 +31,6 @@ def encoder(tmp_path_factory):
 def quick():
     with brief():
         yield
-
-
-@pytest.fixture
-def brief_report(monkeypatch):
-    def write(folder, summary):
-        (folder / "report.html").write_text("")
-
-    monkeypatch.setattr(job_module, "write_report", write)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,18 +74,7 @@ def read_table(
         return _digits(label, drop)
     path = Path(source)
     frame = _read_frame(path, option)
-    if label is None:
-        raise UserError(
-            f"--label: none given for {path.name}, expected the name of the label's column; "
-            f"{near('label', frame.columns)}"
-        )
-    for wanted, named in [(label, "--label"), *((name, "--drop") for name in drop), *read.items()]:
-        if wanted not in frame.columns:
-            raise UserError(f"{named}: {path.name} has no column {wanted!r}; {near(wanted, frame.columns)}")
-        if named in read.values() and wanted in (label, *drop):
-            raise UserError(
-                f"{named}: {wanted!r} is the column of --{'label' if wanted == label else 'drop'} too, expected a feature"
-            )
+    label = _check_columns(frame, path.name, label, drop, read)
     labels = _class_names(frame[label], path.name)
     features = frame.drop(columns=[label, *drop])
     if features.shape[1] == 0:
@@ -101,6 +90,25 @@ def read_table(
         features[images] = [str(path.absolute().parent / value) for value in features[images]]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Table(path.name, features, labels, digest, notes=remarks(features.drop(columns=list(read))))
+
+
+def _check_columns(
+    frame: pd.DataFrame, file: str, label: str | None, drop: Sequence[str], read: Mapping[str, str]
+) -> str:
+    """The label's column; every column that an option names is there, and has one use."""
+    if label is None:
+        raise UserError(
+            f"--label: none given for {file}, expected the name of the label's column; "
+            f"{near('label', frame.columns)}"
+        )
+    for wanted, named in [(label, "--label"), *((name, "--drop") for name in drop), *read.items()]:
+        if wanted not in frame.columns:
+            raise UserError(f"{named}: {file} has no column {wanted!r}; {near(wanted, frame.columns)}")
+        if named in read.values() and wanted in (label, *drop):
+            raise UserError(
+                f"{named}: {wanted!r} is the column of --{'label' if wanted == label else 'drop'} too, expected a feature"
+            )
+    return label
 
 
 def matched(table: Table, train: Table, option: str) -> Table:
