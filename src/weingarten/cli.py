@@ -47,6 +47,7 @@ except ModuleNotFoundError as missing:
 __all__ = ["app"]
 
 ENCODER = "With --text: a Hugging Face encoder's folder (config.json, tokenizer, model.safetensors)."
+LAYERS = "With --text: train the head alone, the encoder's last block too, or all layers (head, last, all)."
 IMAGES = "The column of paths of image files, relative to the table's folder; pixels are features."
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -102,6 +103,7 @@ def clean(
     text: Annotated[str | None, typer.Option(help="The column of texts, which --encoder reads.")] = None,
     encoder: Annotated[str | None, typer.Option(help=ENCODER)] = None,
     images: Annotated[str | None, typer.Option(help=IMAGES)] = None,
+    layers: Annotated[str, typer.Option(help=LAYERS)] = Settings.layers,
     model: Annotated[str, typer.Option(help="linear or mlp.")] = Settings.model,
     hidden: Annotated[int, typer.Option(help="Hidden units of the mlp.")] = Settings.hidden,
     method: Annotated[
@@ -134,7 +136,7 @@ def clean(
         Request(
             train, label, trusted, trusted_size, held_out, noise, tuple(drop or ()), text, encoder, images
         ),
-        Settings(model, hidden, method, damping, steps, seconds, correct_labels),
+        Settings(model, hidden, method, damping, steps, seconds, correct_labels, layers),
         seeds,
         seed,
         output,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from weingarten.applications.clean.encoder import Encoder
-from weingarten.applications.clean.encoding import Encoding
+from weingarten.applications.clean.encoding import Encoding, Vector
 from weingarten.applications.clean.folder import read_tensors, write_json, write_tensors
 from weingarten.applications.clean.images import Images
 from weingarten.applications.clean.network import describe_network, network_from
@@ -47,7 +47,10 @@ class Classifier:
         return [self.classes[i] for i in self.logits(table).argmax(1).tolist()]
 
     def save(self, folder: Path) -> None:
-        """Write ``model.safetensors`` and ``config.json``."""
+        """Write ``model.safetensors``, ``config.json``, and the encoder if it was trained."""
+        for column in self.encoding.columns:
+            if isinstance(column, Vector):
+                column.reader.save(folder)
         write_tensors(folder / "model.safetensors", self.network.state_dict())
         write_json(
             folder / "config.json",
@@ -65,23 +68,33 @@ def load_model(folder: str | Path, encoder: str | Path | None = None) -> Classif
 
     Args:
         folder: the output folder.
-        encoder: the folder of the encoder that a column of texts was read with; a saved model holds its digest alone.
+        encoder: the folder of the encoder that a column of texts was read with, of which a saved model holds the digest alone;
+            None if the encoder was trained with the model, for then it is in the folder.
 
     Raises:
         ValueError: if the folder's format is not known to this version, or the encoder is lacking or another one.
     """
-    config = _config(Path(folder))
-    wanted = {value["name"]: value["reader"] for value in config["features"] if value["kind"] == "vector"}
-    return restore(folder, {name: _reader(value, encoder) for name, value in wanted.items()})
+    wanted = _wanted(_config(Path(folder)))
+    if encoder is not None and any("inside" in value for value in wanted.values()):
+        raise ValueError(
+            f"load_model: encoder: found {encoder}, expected none: this model has an encoder of its own"
+        )
+    others = {name: value for name, value in wanted.items() if "inside" not in value}
+    return restore(folder, {name: _reader(value, encoder) for name, value in others.items()})
 
 
 def restore(folder: str | Path, readers: Mapping[str, Reader]) -> Classifier:
-    """As :func:`load_model`, with readers that are at hand already."""
+    """As :func:`load_model`, with readers that are at hand already, but for an encoder that is in the folder."""
     folder = Path(folder)
     config = _config(folder)
+    own = {
+        name: Texts(Encoder.load(folder / value["inside"], "load_model: folder"), inside=True)
+        for name, value in _wanted(config).items()
+        if "inside" in value
+    }
     network = network_from(config["layers"])
     network.load_state_dict(read_tensors(folder / "model.safetensors"))
-    encoding = Encoding.from_json(config["features"], readers)
+    encoding = Encoding.from_json(config["features"], {**readers, **own})
     return Classifier(network.eval(), encoding, list(config["classes"]))
 
 
@@ -93,6 +106,11 @@ def _config(folder: Path) -> dict[str, Any]:
             "this version"
         )
     return config
+
+
+def _wanted(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is known of the readers, by column."""
+    return {value["name"]: value["reader"] for value in config["features"] if value["kind"] == "vector"}
 
 
 def _reader(value: dict[str, Any], folder: str | Path | None) -> Reader:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ class Parts:
     Attributes:
         rows: of the training part, counted from 0 in the training table.
         given: labels to clean; ``truth`` is what they were before noise was put in, None where nobody knows.
+        frames: the tables that the features ``x``, ``trusted_x`` and ``held_x`` were made from: ``train``, ``trusted``, ``held``.
     """
 
     encoding: Encoding
@@ -33,6 +36,7 @@ class Parts:
     trusted_y: Tensor
     held_x: Tensor
     held_y: Tensor
+    frames: Mapping[str, pd.DataFrame] = field(default_factory=dict, repr=False)
 
 
 def split(source: Source, seed: int, base_seed: int) -> Parts:
@@ -43,31 +47,40 @@ def split(source: Source, seed: int, base_seed: int) -> Parts:
     """
     code = {name: i for i, name in enumerate(source.classes)}
     y = torch.tensor([code[name] for name in source.train.labels])
-    rest, frames = np.arange(len(y)), source.train.features
+    rest, features = np.arange(len(y)), source.train.features
     held = trusted = np.arange(0)
     held_seed = seed if source.noise is not None else base_seed
     if source.held_out_from == "train" and source.held_out_size:
         held, rest = stratified(y.numpy(), rest, source.held_out_size, np.random.default_rng([held_seed, 2]))
     if source.trusted is None:
         trusted, rest = stratified(y.numpy(), rest, source.trusted_size, np.random.default_rng([seed, 3]))
-    encoding = Encoding.fit(frames.iloc[rest], source.readers)
-    x, truth = encoding.apply(frames.iloc[rest]), y[torch.from_numpy(rest)]
-    held_x, held_y = encoding.apply(frames.iloc[held]), y[torch.from_numpy(held)]
-    trusted_x, trusted_y = encoding.apply(frames.iloc[trusted]), y[torch.from_numpy(trusted)]
+    named = {"train": rest, "trusted": trusted, "held": held}
+    frames = {name: features.iloc[rows] for name, rows in named.items()}
+    labels = {name: y[torch.from_numpy(rows)] for name, rows in named.items()}
     if source.trusted is not None:
-        trusted_x, trusted_y = encoding.apply(source.trusted.features), _codes(source.trusted, code)
+        checked, codes = source.trusted.features, _codes(source.trusted, code)
+        kept = np.arange(len(codes))
         if source.held_out_from == "trusted" and source.held_out_size:
-            every = np.arange(len(trusted_y))
-            out, kept = stratified(
-                trusted_y.numpy(), every, source.held_out_size, np.random.default_rng([held_seed, 2])
-            )
-            held_x, held_y = trusted_x[out], trusted_y[out]
-            trusted_x, trusted_y = trusted_x[kept], trusted_y[kept]
+            rng = np.random.default_rng([held_seed, 2])
+            out, kept = stratified(codes.numpy(), kept, source.held_out_size, rng)
+            frames["held"], labels["held"] = checked.iloc[out], codes[out]
+        frames["trusted"], labels["trusted"] = checked.iloc[kept], codes[kept]
     if source.held_out is not None:
-        held_x, held_y = encoding.apply(source.held_out.features), _codes(source.held_out, code)
-    noisy = truth if source.noise is None else source.noise.apply(truth, x, len(code), seed)
-    known = None if source.noise is None else truth
-    return Parts(encoding, torch.from_numpy(rest), x, noisy, known, trusted_x, trusted_y, held_x, held_y)
+        frames["held"], labels["held"] = source.held_out.features, _codes(source.held_out, code)
+    encoding = Encoding.fit(frames["train"], source.readers)
+    x, truth = {name: encoding.apply(frame) for name, frame in frames.items()}, labels["train"]
+    return Parts(
+        encoding=encoding,
+        rows=torch.from_numpy(rest),
+        x=x["train"],
+        given=truth if source.noise is None else source.noise.apply(truth, x["train"], len(code), seed),
+        truth=None if source.noise is None else truth,
+        trusted_x=x["trusted"],
+        trusted_y=labels["trusted"],
+        held_x=x["held"],
+        held_y=labels["held"],
+        frames=frames,
+    )
 
 
 def rehearse(source: Source, seed: int) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
 
 from weingarten.applications.clean.errors import UserError, some
 
@@ -97,6 +99,11 @@ class Encoder:
             raise _unusable(folder, option, error) from error
         return encoder
 
+    def save(self, folder: Path) -> None:
+        """Write model and tokenizer so that :meth:`load` reads them again."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text if nothing is cut off, special ones included."""
         found: list[int] = []
@@ -104,6 +111,20 @@ class Encoder:
             tokens = self.tokenizer(list(texts[start : start + BATCH]), verbose=False)
             found += [len(row) for row in tokens["input_ids"]]
         return found
+
+    def tokens(self, texts: Sequence[str]) -> list[Tensor]:
+        """Numbers of each text's tokens, those beyond the limit left out."""
+        found = self.tokenizer(list(texts), truncation=True, max_length=self.limit, verbose=False)
+        return [torch.tensor(row) for row in found["input_ids"]]
+
+    def vectors(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Vectors (N, D) of texts given by their tokens, in one batch; differentiable in the model's parameters."""
+        lengths = torch.tensor([len(row) for row in tokens])
+        ids = pad_sequence(list(tokens), batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        weight = mask[..., None].to(hidden)
+        return normalize((hidden * weight).sum(1) / weight.sum(1).clamp_min(1.0), dim=1)
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], progress: Callable[[int], None] = lambda done: None) -> np.ndarray:
@@ -118,17 +139,7 @@ class Encoder:
         """
         found = []
         for start in range(0, len(texts), BATCH):
-            batch = self.tokenizer(
-                list(texts[start : start + BATCH]),
-                padding=True,
-                truncation=True,
-                max_length=self.limit,
-                return_tensors="pt",
-            )
-            ids, mask = batch["input_ids"], batch["attention_mask"]
-            hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-            weight = mask[..., None].to(hidden)
-            vectors = normalize((hidden * weight).sum(1) / weight.sum(1).clamp_min(1.0), dim=1)
+            vectors = self.vectors(self.tokens(texts[start : start + BATCH]))
             if not bool(torch.isfinite(vectors).all()):
                 raise UserError(f"--encoder: {self.name} gives values that are not finite; take another one")
             found.append(vectors.numpy())

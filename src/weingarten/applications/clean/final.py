@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,14 @@ from weingarten.bilevel import L2
 from weingarten.losses import CrossEntropy
 from weingarten.objective import Batch, Objective
 
-__all__ = ["Final", "posterior"]
+__all__ = ["Final", "Training", "posterior"]
+
+
+class Training(Protocol):
+    """How a network is trained on labels that may be distributions."""
+
+    def fit(self, network: nn.Module, x: Tensor, soft: Tensor, weights: Tensor, seed: int) -> nn.Module:
+        """The network, trained in place on rows x (N, ...), their label distributions (N, C) and weights (N,)."""
 
 
 def posterior(log_probability: Tensor, transition: Tensor, given: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from weingarten.applications.clean.errors import UserError
 from weingarten.applications.clean.folder import Folder, plain, write_json
 from weingarten.applications.clean.labels import label_table
 from weingarten.applications.clean.network import MODELS
-from weingarten.applications.clean.recipe import Settings
 from weingarten.applications.clean.report import write_report
 from weingarten.applications.clean.seed import SeedResult, run_seed
+from weingarten.applications.clean.settings import LAYERS, Settings
 from weingarten.applications.clean.source import Request, Source, load
 from weingarten.applications.clean.summary import Summary, summarise
 from weingarten.bilevel.methods import METHODS
@@ -85,7 +85,8 @@ def run(job: Job, progress: Callable[[int, float, str], None] | None = None) -> 
         share = PREPARING if source.readers else 0.0
         source.prepare(folder.vectors, lambda part, text: progress(0, share * part, text))
         prepared = time.perf_counter() - start
-        with _threads_for(split(source, job.seed, job.seed).x.numel() * job.settings.hidden):
+        size = split(source, job.seed, job.seed).x.numel() * job.settings.hidden
+        with _threads_for(size if job.settings.layers == "head" else ONE_THREAD):
             summary = _work(job, source, folder, share, prepared, progress)
         _write(folder.partial, summary)
         folder.finish()
@@ -155,6 +156,16 @@ def _check(job: Job) -> None:
         raise UserError(f"--method: unknown method {settings.method!r}, expected one of {', '.join(METHODS)}")
     if settings.model not in MODELS:
         raise UserError(f"--model: unknown model {settings.model!r}, expected one of {', '.join(MODELS)}")
+    if settings.layers not in LAYERS:
+        raise UserError(f"--layers: found {settings.layers!r}, expected one of {', '.join(LAYERS)}")
+    if settings.layers != "head" and job.request.text is None:
+        raise UserError(
+            f"--layers: found {settings.layers!r} without texts, expected --text and --encoder; nothing else has layers to train"
+        )
+    if settings.layers != "head" and not settings.correct_labels:
+        raise UserError(
+            f"--layers: found {settings.layers!r} together with --no-correct-labels, expected one of them; leave one out"
+        )
     if settings.hidden < 1:
         raise UserError(f"--hidden: found {settings.hidden}, expected at least 1 unit")
     if settings.damping is not None and not 0 < settings.damping < float("inf"):

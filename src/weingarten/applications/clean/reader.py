@@ -57,3 +57,6 @@ class Reader(ABC):
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Plain values by which a saved model finds its reader again; ``kind`` says which."""
+
+    def save(self, folder: Path) -> None:  # noqa: B027 - most readers have nothing to write
+        """Write what a saved model does not find elsewhere into its folder."""

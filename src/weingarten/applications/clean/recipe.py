@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ class Cleaned:
         suggested: the most likely label, (N,).
         probability: of each class, (N, C): the cleaned model's.
         model: the cleaned network.
+        transition: T (C, C), how often each class is given each label; None where labels were not corrected.
         history: one row per outer step: ``step``, ``seconds``, ``outer_loss``, ``inner_loss`` (of one network),
             ``trusted_accuracy`` (cross-fitted), ``damping``.
         cost: ``outer steps``, ``curvature products``, ``loop seconds`` (all sessions of a resumed run), ``final seconds``.
@@ -55,9 +57,29 @@ class Cleaned:
     suggested: Tensor
     probability: Tensor
     model: nn.Module
+    transition: Tensor | None
     history: list[dict[str, float]]
     cost: dict[str, float]
     notes: list[str] = field(default_factory=list)
+
+    def taught(self, network: nn.Module, x: Tensor, given: Tensor, **cost: float) -> Cleaned:
+        """What another network, trained with these weights and this transition, makes of the labels.
+
+        Args:
+            network: trained.
+            x: what it takes for the given rows.
+            given: their labels.
+            cost: what this took, joined to the cost so far.
+        """
+        return replace(self, model=network, cost=self.cost | cost, **_judgement(network, x, given))
+
+
+def _judgement(network: nn.Module, x: Tensor, given: Tensor) -> dict[str, Any]:
+    with torch.no_grad():
+        probability = network(x).softmax(1)
+    score, suggested = 1 - probability.gather(1, given[:, None])[:, 0], probability.argmax(1)
+    suspect = (score > THRESHOLD) & (suggested != given)
+    return {"score": score, "suspect": suspect, "suggested": suggested, "probability": probability}
 
 
 def clean_labels(
@@ -102,18 +124,13 @@ def clean_labels(
     network = build_network(settings.model, train_x.shape[1], settings.hidden, classes, seed + 1).to(train_x)
     _finish(network, task, outcome, seed)
     tell(1.0, "final model")
-    with torch.no_grad():
-        probability = network(train_x).softmax(1)
-    score = 1 - probability.gather(1, given[:, None])[:, 0]
     return Cleaned(
+        **_judgement(network, train_x, given),
         weight=row_weight(outcome.hparams),
-        score=score,
-        suspect=(score > THRESHOLD) & (probability.argmax(1) != given),
         threshold=THRESHOLD,
         threshold_reason=REASON,
-        suggested=probability.argmax(1),
-        probability=probability,
         model=network,
+        transition=task.levels.transition(outcome.hparams) if task.levels.correct else None,
         history=history,
         cost={
             "outer steps": float(outcome.step),

@@ -13,6 +13,7 @@ from sklearn.feature_selection import f_classif
 
 from weingarten.applications.clean import figures
 from weingarten.applications.clean.final import Final
+from weingarten.applications.clean.finetune import ROUNDS as TUNED_ROUNDS
 from weingarten.applications.clean.rivals import ACCURACY, AUROC
 from weingarten.applications.clean.rounds import Rounds
 from weingarten.applications.clean.summary import Spread, Summary
@@ -23,6 +24,15 @@ MOST_SUSPECT = 24
 ROWS_PER_MISTAKE = 3
 KEY_COLUMNS = 6
 LONGEST_TEXT = 400
+RIVALS = (
+    f"Every rival uses the same kind of network and Adam for {Final.steps} steps, and chooses its weight decay, and whether to "
+    "mix rows as the cleaned model does, by the trusted rows."
+)
+TUNED = {"last": "the last block", "all": "all layers"}
+TUNED_RIVALS = (
+    "Every rival trains the same part of the encoder and the same kind of model, with the same rates and batches. Those that "
+    "learn given labels stop after the pass that serves the trusted rows best."
+)
 
 
 def write_report(folder: Path, summary: Summary) -> None:
@@ -74,7 +84,7 @@ def _ranked(spreads: dict[str, Spread], names: dict[str, str]) -> list[tuple[str
 def _cards(summary: Summary) -> list[tuple[str, str, str]]:
     """Figure, what it is, and what to compare it with."""
     cards, counts = [], summary.values["counts"]
-    rivals = {key: s for key, s in summary.accuracy.items() if key not in ("cleaned", "true")}
+    rivals = {key: s for key, s in summary.accuracy.items() if key not in ("cleaned", "frozen", "true")}
     if "cleaned" in summary.accuracy and rivals:
         best = max(rivals, key=lambda key: rivals[key].mean)
         cards.append(
@@ -132,11 +142,7 @@ def _what_was_done(summary: Summary) -> list[str]:
         f"{counts['trusted']} rows "
         f"{origin} are trusted: their labels are taken as right.{held}"
     )
-    rivals = (
-        f"Every rival uses the same kind of network and Adam for {Final.steps} steps, and chooses its weight decay, and whether "
-        "to mix rows as the cleaned model does, by the trusted rows."
-    )
-    return [data, *_recipe(settings), rivals]
+    return [data, *_recipe(settings), RIVALS if settings["layers"] == "head" else TUNED_RIVALS]
 
 
 def _recipe(settings: dict[str, Any]) -> list[str]:
@@ -163,7 +169,13 @@ def _recipe(settings: dict[str, Any]) -> list[str]:
         "teaches something and may keep most of its weight; what tells wrong labels apart is the score."
     )
     weighed = "The cleaned model is a fresh network, trained on the judged rows with these weights and on the trusted rows."
-    return [weights, first, taught] if settings["correct_labels"] else [weights, weighed]
+    tuned = (
+        f"Then a fresh model of this kind was trained together with {TUNED.get(settings['layers'])} of the encoder in the same "
+        f"way: on the trusted rows first, then in {TUNED_ROUNDS} rounds, with the weights and the mistakes found before."
+    )
+    if not settings["correct_labels"]:
+        return [weights, weighed]
+    return [weights, first, taught, *([tuned] if settings["layers"] != "head" else [])]
 
 
 def _coded(summary: Summary) -> str:
@@ -181,8 +193,8 @@ def _settings(summary: Summary) -> list[tuple[str, Any]]:
         if value not in ([], ())
     ]
     unset = {"label", "trusted", "noise", "held out", "trusted size"}
-    absent = {"text", "encoder", "images"}
-    named = [(key, value) for key, value in named if key not in absent or value != "auto"]
+    absent = {("text", "auto"), ("encoder", "auto"), ("images", "auto"), ("layers", "head")}
+    named = [pair for pair in named if pair not in absent]
     named = [(key, "default" if key in unset and value == "auto" else value) for key, value in named]
     return [*named, ("seeds", ", ".join(map(str, summary.values["seeds"])))]
 

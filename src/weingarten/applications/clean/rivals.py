@@ -21,7 +21,7 @@ from weingarten.applications.clean.data import Parts
 from weingarten.applications.clean.final import Final
 from weingarten.applications.clean.network import accuracy, build_network
 
-__all__ = ["ACCURACY", "AUROC", "RivalResults", "auroc", "compete"]
+__all__ = ["ACCURACY", "AUROC", "RivalResults", "auroc", "compete", "merit"]
 
 TRAININGS = (*(Final(weight_decay=decay, mixup=False) for decay in (1e-3, 1e-2, 3e-2)), Final())
 """Without and with mixup; the cleaned model first learns like the second of these, in its rounds like the last."""
@@ -29,6 +29,7 @@ FOLDS = 5
 
 ACCURACY = {
     "cleaned": "cleaned by weingarten",
+    "frozen": "cleaned, the encoder as it was",
     "trusted": "the trusted part alone",
     "both": "training and trusted rows",
     "all": "all training rows as given",
@@ -45,12 +46,13 @@ AUROC = {
 
 @dataclass
 class RivalResults:
-    """Held-out accuracies, AUROCs of the ranking of wrong labels, seconds, by the keys above; and remarks."""
+    """Held-out accuracies, AUROCs of the ranking of wrong labels, seconds, by the keys above; remarks; what cleanlab keeps."""
 
     accuracy: dict[str, float] = field(default_factory=dict)
     auroc: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    kept: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ class _Trainer:
     def choose(self, x: Tensor, y: Tensor, judge_x: Tensor, judge_y: Tensor) -> tuple[nn.Module, Final]:
         """The network whose training serves the judging rows best, and that training."""
         tried = [(self.fit(x, y, training), training) for training in TRAININGS]
-        return max(tried, key=lambda pair: _merit(pair[0](judge_x), judge_y))
+        return max(tried, key=lambda pair: merit(pair[0](judge_x), judge_y))
 
     def choose_within(self, x: Tensor, y: Tensor, folds: int = 3) -> Final:
         """The training that serves best by cross-validation within the rows."""
-        merits = {training: _merit(self.validated(x, y, training, folds), y) for training in TRAININGS}
+        merits = {training: merit(self.validated(x, y, training, folds), y) for training in TRAININGS}
         return max(merits, key=lambda training: merits[training])
 
     def validated(self, x: Tensor, y: Tensor, training: Final, folds: int) -> Tensor:
@@ -131,6 +133,7 @@ def compete(
     progress(0.7, "rival: cleanlab")
     start = time.perf_counter()
     kept, quality = _cleanlab(parts.given, probability, results.notes)
+    results.kept = kept
     if kept is not None:
         judge("kept", trainer.choose(parts.x[kept], parts.given[kept], *trusted)[0], start)
         results.seconds["kept"] += results.seconds["confidence"]
@@ -177,7 +180,7 @@ def _cleanlab(given: Tensor, probability: Tensor, notes: list[str]) -> tuple[Ten
     return torch.from_numpy(keep), torch.from_numpy(quality)
 
 
-def _merit(logits: Tensor, y: Tensor) -> tuple[float, float]:
+def merit(logits: Tensor, y: Tensor) -> tuple[float, float]:
     """Accuracy, and where that ties the likelihood."""
     with torch.no_grad():
         hits = float((logits.argmax(1) == y).float().mean())

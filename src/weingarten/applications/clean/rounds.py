@@ -7,12 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from weingarten.applications.clean.final import Final, posterior
+from weingarten.applications.clean.final import Final, Training, posterior
 
-__all__ = ["FIRST", "Rounds"]
+__all__ = ["FIRST", "Keeper", "Rounds"]
 
 FIRST = Final(weight_decay=1e-2, mixup=False)
 """Training on the trusted rows alone."""
+
+
+class Keeper:
+    """Keeps a network between stages of its training. This one keeps nothing, and the training starts afresh."""
+
+    def restore(self, network: nn.Module) -> int:
+        """How many stages are done; the network is as the last of them left it."""
+        return 0
+
+    def keep(self, network: nn.Module, stages: int) -> None:
+        """Note that so many stages are done."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +42,14 @@ class Rounds:
     Args:
         rounds: how many.
         share: of the trusted rows, in [0, 1).
+        first: the training on the trusted rows alone.
         each: the training of a round.
     """
 
     rounds: int = 5
     share: float = 0.1
-    each: Final = Final(steps=40, weight_decay=3e-3)  # noqa: RUF009 - a frozen dataclass
+    first: Training = FIRST
+    each: Training = Final(steps=40, weight_decay=3e-3)  # noqa: RUF009 - a frozen dataclass
 
     def fit(
         self,
@@ -48,26 +61,32 @@ class Rounds:
         trusted_x: Tensor,
         trusted: Tensor,
         seed: int,
+        keeper: Keeper | None = None,
     ) -> nn.Module:
         """The network, trained in place.
 
         Args:
             network: fresh, from features to logits (N, C).
-            x: features of the given rows (N, D).
+            x: features of the given rows (N, D), or whatever the network and the trainings take for them.
             given: their labels (N,).
             weight: how much they count (N,).
             transition: T (C, C).
             trusted_x: features of the trusted rows (m, D).
             trusted: their labels, one-hot (m, C).
             seed: of mixup.
+            keeper: keeps the network after each stage, of which the training on the trusted rows is the first.
         """
-        rows = torch.cat([x, trusted_x])
-        FIRST.fit(network, trusted_x, trusted, torch.ones_like(trusted[:, 0]), seed)
-        for number in range(self.rounds):
+        keeper = keeper or Keeper()
+        rows, done = torch.cat([x, trusted_x]), keeper.restore(network)
+        if not done:
+            self.first.fit(network, trusted_x, trusted, torch.ones_like(trusted[:, 0]), seed)
+            keeper.keep(network, 1)
+        for number in range(max(0, done - 1), self.rounds):
             with torch.no_grad():
                 soft = posterior(network(x).log_softmax(1), transition, given)
             confidence = weight * soft.max(1).values ** 2
             least = self.share / (1 - self.share) * float(confidence.sum()) / len(trusted)
             weights = torch.cat([confidence, torch.full_like(trusted[:, 0], max(1.0, least))])
             self.each.fit(network, rows, torch.cat([soft, trusted]), weights, seed + number)
+            keeper.keep(network, number + 2)
         return network

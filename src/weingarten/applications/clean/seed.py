@@ -14,6 +14,7 @@ from torch import Tensor
 
 from weingarten.applications.clean.classifier import Classifier, restore
 from weingarten.applications.clean.data import Parts, split
+from weingarten.applications.clean.finetune import fine_tune
 from weingarten.applications.clean.folder import read_tensors, write_json, write_tensors
 from weingarten.applications.clean.network import accuracy
 from weingarten.applications.clean.reader import Reader
@@ -23,8 +24,8 @@ from weingarten.applications.clean.source import Source
 
 __all__ = ["SeedResult", "run_seed"]
 
-CLEANING = 0.75
-"""The share of a seed's progress bar that cleaning gets; the rivals get the rest."""
+CLEANING, TUNING = 0.75, 0.9
+"""The share of a seed's progress bar that cleaning gets, the rivals get the rest; and the share of both that fine-tuning gets."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,12 @@ def run_seed(
     if found is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
+    start, whole = time.perf_counter(), 1.0 if settings.layers == "head" else 1 - TUNING
     parts, classes = split(source, seed, base_seed), len(source.classes)
     checkpoint = folder / "recipe.checkpoint"
     cleaned = clean_labels(
         parts.x, parts.given, parts.trusted_x, parts.trusted_y, classes, settings, seed, checkpoint=checkpoint,
-        resume=resume and checkpoint.exists(), progress=lambda part, text: progress(CLEANING * part, text),
+        resume=resume and checkpoint.exists(), progress=lambda part, text: progress(whole * CLEANING * part, text),
     )  # fmt: skip
     cleaning = time.perf_counter() - start
     rivals = compete(
@@ -82,18 +83,28 @@ def run_seed(
         settings.hidden,
         classes,
         seed,
-        lambda part, text: progress(CLEANING + (1 - CLEANING) * part, text),
+        lambda part, text: progress(whole * (CLEANING + (1 - CLEANING) * part), text),
     )
+    rivals.seconds["cleaned"] = cleaning
+    if len(parts.held_y):
+        rivals.accuracy["cleaned"] = accuracy(cleaned.model, parts.held_x, parts.held_y)
+    head, encoding = cleaned.model, parts.encoding
+    if settings.layers != "head":
+        tuned = fine_tune(
+            parts, cleaned, rivals, settings, classes, seed, folder,
+            lambda part, text: progress(whole + TUNING * part, text),
+        )  # fmt: skip
+        cleaned, rivals, head, encoding = tuned.cleaned, tuned.results, tuned.head, tuned.encoding
     rows, values = _rows(parts, cleaned), _values(parts, cleaned)
-    values["accuracy"] |= rivals.accuracy
+    values["accuracy"] = rivals.accuracy
     values["auroc"] |= rivals.auroc
     values["notes"] += rivals.notes
     values |= {
         "seed": seed,
-        "seconds": {"cleaned": cleaning, **rivals.seconds, "total": time.perf_counter() - start},
+        "seconds": rivals.seconds | {"total": time.perf_counter() - start},
     }
     write_tensors(folder / "rows.safetensors", rows)
-    Classifier(cleaned.model, parts.encoding, source.classes).save(folder)
+    Classifier(head, encoding, source.classes).save(folder)
     write_json(folder / "result.json", values)  # last: it says that the others are whole
     result = SeedResult.load(folder, source.readers)
     assert result is not None
@@ -122,9 +133,6 @@ def _values(parts: Parts, cleaned: Cleaned) -> dict[str, Any]:
         },
         "threshold": cleaned.threshold,
         "threshold_reason": cleaned.threshold_reason,
-        "accuracy": {"cleaned": accuracy(cleaned.model, parts.held_x, parts.held_y)}
-        if len(parts.held_y)
-        else {},
         "auroc": {},
         "history": cleaned.history,
         "cost": dict(cleaned.cost),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DAMPING", "STEPS", "Settings"]
+__all__ = ["DAMPING", "LAYERS", "STEPS", "Settings"]
 
 STEPS = 80
+LAYERS = ("head", "last", "all")
 DAMPING = 0.1
 """Ten times the weight decay's own curvature of 0.01. A constant, since the choice hardly matters on digits: 0.02, 0.1 and 1 gave
 the same accuracy within 0.002 (three tuning seeds each of pair:0.45 and symmetric:0.5)."""
@@ -24,6 +25,7 @@ class Settings:
         steps: outer steps; None for ``STEPS``.
         seconds: ends the outer loop early; None for no limit. The final fit comes on top.
         correct_labels: learn which class is mistaken for which, and correct labels by it; otherwise rows are only reweighted.
+        layers: what of a text model is trained: the ``head`` alone, the encoder's ``last`` block too, or ``all`` layers.
     """
 
     model: str = "mlp"
@@ -33,3 +35,4 @@ class Settings:
     steps: int | None = None
     seconds: float | None = None
     correct_labels: bool = True
+    layers: str = "head"

@@ -16,10 +16,12 @@ from weingarten.applications.clean.encoder import Encoder
 from weingarten.applications.clean.folder import read_tensors, write_tensors
 from weingarten.applications.clean.reader import Reader
 
-__all__ = ["Texts"]
+__all__ = ["INSIDE", "Texts"]
 
 CHUNK = 1024
 """Texts per file of the cache: what an interruption costs at most."""
+INSIDE = "encoder"
+"""The folder of an encoder that belongs to the model, in the model's."""
 
 
 class Texts(Reader):
@@ -30,12 +32,13 @@ class Texts(Reader):
 
     Args:
         encoder: of the texts.
+        inside: whether the encoder belongs to the model and is saved with it.
     """
 
     one_unit = False  # an encoder's outputs may differ in size by orders of magnitude
 
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
+    def __init__(self, encoder: Encoder, inside: bool = False) -> None:
+        self.encoder, self.inside = encoder, inside
         self._lengths: dict[str, int] = {}
         self._known: dict[str, np.ndarray] = {}
 
@@ -43,9 +46,9 @@ class Texts(Reader):
         texts = column.tolist()
         new = [text for text in dict.fromkeys(texts) if text not in self._lengths]
         self._lengths.update(zip(new, self.encoder.lengths(new), strict=True))
-        how = "which stays as it is: a text's vector is the mean over its tokens, scaled to length one"
+        how = "a text's vector is the mean over its tokens, scaled to length one"
         notes = [
-            f"Column {column.name} holds texts. The encoder {self.encoder.name} turned them into numbers, {how}."
+            f"Column {column.name} holds texts. The encoder {self.encoder.name} turned them into numbers: {how}."
         ]
         longer = sum(self._lengths[text] > self.encoder.limit for text in texts)
         if longer:
@@ -90,4 +93,10 @@ class Texts(Reader):
         return self.encoder.digest
 
     def to_json(self) -> dict[str, Any]:
+        if self.inside:
+            return {"kind": "texts", "inside": INSIDE}
         return {"kind": "texts", "encoder": self.encoder.name, "digest": self.encoder.digest}
+
+    def save(self, folder: Path) -> None:
+        if self.inside:
+            self.encoder.save(folder / INSIDE)

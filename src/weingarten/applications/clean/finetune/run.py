@@ -1,0 +1,251 @@
+"""Fine-tuning as a part of one seed: the cleaned network first, then its rivals; finished parts are kept on disk."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from weingarten.applications.clean.data import Parts
+from weingarten.applications.clean.encoding import Encoding
+from weingarten.applications.clean.final import Final
+from weingarten.applications.clean.finetune.network import TextNetwork, TextRows
+from weingarten.applications.clean.finetune.tuning import Tuning
+from weingarten.applications.clean.folder import read_tensors, write_json, write_tensors
+from weingarten.applications.clean.network import accuracy, build_network
+from weingarten.applications.clean.recipe import Cleaned
+from weingarten.applications.clean.rivals import RivalResults, merit
+from weingarten.applications.clean.rounds import FIRST, Keeper, Rounds
+from weingarten.applications.clean.settings import Settings
+
+__all__ = ["ROUNDS", "Tuned", "fine_tune"]
+
+ROUNDS = 3
+SEEN = 2000
+"""Rows seen in the training on the trusted rows alone: 62 steps, by which the network has learned these by heart."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What cleaning has found with the encoder trained.
+
+    Attributes:
+        cleaned: by the whole network.
+        head: of the network, on features that are
+        encoding: the columns, with the trained encoder.
+        results: figures of the cleaned network and its rivals.
+    """
+
+    cleaned: Cleaned
+    head: nn.Module
+    encoding: Encoding
+    results: RivalResults
+
+
+def fine_tune(
+    parts: Parts,
+    cleaned: Cleaned,
+    results: RivalResults,
+    settings: Settings,
+    classes: int,
+    seed: int,
+    folder: Path,
+    progress: Callable[[float, str], None],
+) -> Tuned:
+    """Train ``settings.layers`` of the encoder, by the weights and the transition that cleaning with a frozen encoder found.
+
+    Args:
+        parts: of the seed, one column of which a frozen encoder has read.
+        cleaned: with the frozen encoder.
+        results: with the frozen encoder. The rankings of the rivals and cleanlab's choice of rows stay as they are; trained
+            anew, with the same trainings as the cleaned network, are those that have an accuracy.
+        settings: see there.
+        classes: C.
+        seed: of everything random.
+        folder: where finished parts are kept; they are used again if they are there.
+        progress: called with the part done in [0, 1] and what is going on.
+
+    Raises:
+        UserError: if the last block is asked for and the encoder has no list of blocks.
+        DivergenceError: if a gradient is not finite.
+    """
+    assert cleaned.transition is not None
+    rows, numbered = TextRows.of(parts)
+    work = _Work(rows, parts, numbered, settings, classes, seed, _Finished(folder), results.kept)
+    work.meter = _Meter(work.size(), progress)
+    network = work.clean(cleaned)
+    work.compete()
+    found, held = work.finished.values, results.accuracy
+    if len(parts.held_y):
+        held = found["accuracy"] | {"frozen": held["cleaned"]}
+        held["cleaned"] = accuracy(network, numbered.held_x, numbered.held_y)
+    seconds = results.seconds | found["seconds"]
+    seconds["cleaned"] += results.seconds["cleaned"]
+    cost = {"fine-tuning seconds": found["seconds"]["cleaned"]}
+    return Tuned(
+        cleaned.taught(network, numbered.x, numbered.given, **cost),
+        network.head,
+        network.encoding(),
+        replace(results, accuracy=held, seconds=seconds),
+    )
+
+
+class _Finished(Keeper):
+    """What is finished, on disk: the network after its last stage, rivals' accuracies, seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / "finetune.json"
+        self.values: dict[str, Any] = {"stages": 0, "accuracy": {}, "seconds": {"cleaned": 0.0}}
+        self.on_keep: Callable[[nn.Module, int], None] = lambda network, stages: None
+        if self.path.exists():
+            self.values = json.loads(self.path.read_text(encoding="utf-8"))
+
+    def restore(self, network: nn.Module) -> int:
+        stages: int = self.values["stages"]
+        if stages:
+            network.load_state_dict(read_tensors(self._tensors(stages)))
+            network.eval()
+        return stages
+
+    def keep(self, network: nn.Module, stages: int) -> None:
+        write_tensors(self._tensors(stages), network.state_dict())
+        self.on_keep(network, stages)
+        self.values["stages"] = stages
+        self.write()
+        self._tensors(stages - 1).unlink(missing_ok=True)
+
+    def write(self) -> None:
+        write_json(self.path, self.values)
+
+    def _tensors(self, stages: int) -> Path:
+        return self.folder / f"finetune-{stages}.safetensors"
+
+
+@dataclass
+class _Meter:
+    """Counts rows that were trained on."""
+
+    total: int
+    progress: Callable[[float, str], None]
+    done: int = 0
+    text: str = "encoder"
+
+    def __call__(self, rows: int) -> None:
+        self.done += rows
+        self.progress(min(1.0, self.done / self.total), self.text)
+
+
+@dataclass
+class _Work:
+    """One seed's fine-tuning.
+
+    Attributes:
+        parts: with features of the frozen encoder; ``numbered``: the same, with numbers of rows for features.
+        kept: which rows cleanlab keeps.
+    """
+
+    rows: TextRows
+    parts: Parts
+    numbered: Parts
+    settings: Settings
+    classes: int
+    seed: int
+    finished: _Finished
+    kept: Tensor | None
+    meter: _Meter = field(init=False)
+
+    def passes(self) -> int:
+        """Through the trusted rows, at first."""
+        return max(4, SEEN // len(self.parts.trusted_y))
+
+    def size(self) -> int:
+        """Rows of all trainings together."""
+        given, trusted = len(self.parts.given), len(self.parts.trusted_y)
+        kept = 0 if self.kept is None else int(self.kept.sum())
+        rivals = ROUNDS * (given + (given + trusted) + kept + (self.parts.truth is not None) * given)
+        return self.passes() * trusted + ROUNDS * (given + trusted) + rivals
+
+    def clean(self, cleaned: Cleaned) -> TextNetwork:
+        """The cleaned network, which after its first stage is the rival that knows the trusted rows alone."""
+        parts, finished = self.numbered, self.finished
+        start = [time.perf_counter()]
+
+        def on_keep(network: nn.Module, stages: int) -> None:
+            finished.values["seconds"]["cleaned"] += time.perf_counter() - start[0]
+            start[0] = time.perf_counter()
+            if stages == 1:
+                finished.values["seconds"]["trusted"] = finished.values["seconds"]["cleaned"]
+                self._score("trusted", network)
+
+        finished.on_keep = on_keep
+        tuning = Tuning(progress=self.meter)
+        rounds = Rounds(rounds=ROUNDS, first=replace(tuning, passes=self.passes(), rate=1e-4), each=tuning)
+        network = self._network(self.parts.trusted_x, parts.trusted_y, FIRST)
+        stages = finished.values["stages"]
+        self.meter.done = (stages > 0) * self.passes() * len(parts.trusted_y)
+        self.meter.done += max(0, stages - 1) * (len(parts.given) + len(parts.trusted_y))
+        onehot, transition = self._onehot(parts.trusted_y), cleaned.transition
+        assert transition is not None
+        weight, trusted_x = cleaned.weight, parts.trusted_x
+        rounds.fit(network, parts.x, parts.given, weight, transition, trusted_x, onehot, self.seed, finished)
+        return network
+
+    def compete(self) -> None:
+        """Every rival that is not finished yet; those on given labels stop at the pass that serves the trusted rows best."""
+        parts, x = self.numbered, self.parts.x
+        best = self._rival("all", x, parts.x, parts.given)
+        together = torch.cat([x, self.parts.trusted_x]), torch.cat([parts.x, parts.trusted_x])
+        self._rival("both", *together, torch.cat([parts.given, parts.trusted_y]), best)
+        if self.kept is not None:
+            self._rival("kept", x[self.kept], parts.x[self.kept], parts.given[self.kept])
+        if parts.truth is not None:
+            self._rival("true", x, parts.x, parts.truth)
+
+    def _rival(self, key: str, x: Tensor, numbers: Tensor, y: Tensor, passes: int | None = None) -> int:
+        """Train on the rows, judge on the held-out ones. Returns the passes: the best by the trusted rows, unless given."""
+        finished = self.finished
+        passes_of: dict[str, int] = finished.values.setdefault("passes", {})
+        if key in passes_of:
+            self.meter(ROUNDS * len(y))
+            return passes_of[key]
+        self.meter.text, start = f"rival: encoder, {key}", time.perf_counter()
+        network = self._network(x, y, Final())
+        tuning, weights, onehot = Tuning(progress=self.meter), torch.ones(len(y)), self._onehot(y)
+        best: tuple[tuple[float, float], int] = ((-1.0, 0.0), 0)
+        for number in range(1, 1 + (ROUNDS if passes is None else passes)):
+            tuning.fit(network, numbers, onehot, weights, self.seed + number)
+            with torch.no_grad():
+                found = merit(network(self.numbered.trusted_x), self.numbered.trusted_y)
+            if passes is not None or found > best[0]:
+                best = found, number
+                self._score(key, network)
+        finished.values["seconds"][key] = time.perf_counter() - start
+        passes_of[key] = best[1]
+        finished.write()
+        return best[1]
+
+    def _network(self, x: Tensor, y: Tensor, training: Final) -> TextNetwork:
+        """A fresh one whose head knows what the frozen encoder says of the rows.
+
+        Training it with the encoder from a random head would bend the encoder first (Kumar et al. 2022,
+        https://arxiv.org/abs/2202.10054).
+        """
+        settings = self.settings
+        head = build_network(settings.model, x.shape[1], settings.hidden, self.classes, self.seed + 1)
+        training.fit(head, x, self._onehot(y), torch.ones(len(y)), self.seed)
+        return TextNetwork(self.rows, head, settings.layers)
+
+    def _onehot(self, y: Tensor) -> Tensor:
+        return functional.one_hot(y, self.classes).to(self.parts.x.dtype)
+
+    def _score(self, key: str, network: nn.Module) -> None:
+        if len(self.numbered.held_y):
+            held = accuracy(network, self.numbered.held_x, self.numbered.held_y)
+            self.finished.values["accuracy"][key] = held
