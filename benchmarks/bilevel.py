@@ -19,7 +19,7 @@ from benchmarks import bilevel_cleaning, bilevel_figures
 from benchmarks.bilevel_bert import costs, ratios
 from benchmarks.bilevel_probes import probed
 from benchmarks.bilevel_protocol import SEEDS
-from benchmarks.bilevel_summary import ahead, compared, line_of, printed, tasks_ahead
+from benchmarks.bilevel_summary import ahead, compared, line_of, overview, printed, tasks_ahead
 from benchmarks.bilevel_trec import DATA
 from benchmarks.bilevel_trials import ROWS, Trial, execute, final, told, tuning, wanted
 from benchmarks.environment import report
@@ -63,7 +63,7 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
         work_off(lambda: wanted(arguments.rows, cache.get), cache, arguments.workers, execute, told)
     tables = compared(ROWS, cache.get)
     probes = {row: kept(folder / f"probe {row}.json", lambda row=row: probed(row)) for row in tables}
-    print(printed(tables))
+    print(printed(tables), overview(tables), sep="\n")
     verdict = tasks_ahead(tables)
     counts = {key: value for key, value in verdict.items() if key != "verdicts"}
     trials = {

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib import rcParams
+from matplotlib.lines import Line2D
 
 from benchmarks.bilevel_methods import METHODS
+from benchmarks.bilevel_protocol import SEEDS
 from benchmarks.bilevel_trials import ROWS
 
 __all__ = ["draw"]
@@ -30,14 +33,8 @@ TITLES = {
 def metrics(details: dict[str, Any], path: Path) -> None:
     """A panel a row: mean and standard error over the seeds, curvature methods of ours in red."""
     tables = details["tables"]
-    columns = min(4, len(tables))
-    count = -(-len(tables) // columns)
-    figure, grid = plt.subplots(
-        count, columns, figsize=(3.3 * columns, 3.0 * count), squeeze=False, constrained_layout=True
-    )
-    for axes in grid.flat[len(tables) :]:
-        axes.set_visible(False)
-    for number, (axes, (row, lines)) in enumerate(zip(grid.flat, tables.items(), strict=False)):
+    figure, grid = panels(len(tables), 3.3, 3.0)
+    for number, (axes, (row, lines)) in enumerate(zip(grid, tables.items(), strict=True)):
         names = list(METHODS)[::-1]
         for place, name in enumerate(names):
             if name not in lines:
@@ -51,13 +48,62 @@ def metrics(details: dict[str, Any], path: Path) -> None:
             axes.errorbar(
                 entry["metric"], place, xerr=entry["standard_error"], fmt="o", color=color, ms=4, lw=1.2
             )
-        axes.set_yticks(range(len(names)), names if number % columns == 0 else [""] * len(names), fontsize=8)
+        axes.set_yticks(range(len(names)), names if number % 4 == 0 else [""] * len(names), fontsize=8)
         axes.set_ylim(-0.7, len(names) - 0.3)
         axes.tick_params(axis="x", labelsize=8)
         axes.set_title(row, fontsize=10, loc="left", fontweight="bold")
         axes.set_xlabel(ROWS[row].metric, fontsize=8)
         axes.grid(axis="x", color="#e5e5e5")
         axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+CURVES = {
+    "identity": ("#6b7a8f", "-"),
+    "one step": ("#6b7a8f", ":"),
+    "CG 10": ("#2f6fa8", "-"),
+    "KFAC": ("#c8385a", "-"),
+    "KFAC, 3 steps": ("#c8385a", "--"),
+    "orbit, 3 steps": ("#e08a1e", "-"),
+}
+"""Methods whose outer loss is drawn, with colour and line."""
+
+
+def panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """A grid of at most four columns."""
+    columns = min(4, count)
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), squeeze=False, constrained_layout=True
+    )
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    return figure, list(grid.flat[:count])
+
+
+def curves(details: dict[str, Any], path: Path) -> None:
+    """A panel a row: the outer loss against CPU-seconds at the methods' best settings, median of the seeds."""
+    trials = details["trials"]
+    figure, grid = panels(len(trials), 3.3, 2.5)
+    for axes, (row, methods) in zip(grid, trials.items(), strict=True):
+        times = np.linspace(0, ROWS[row].seconds, 60)
+        for name, (color, style) in CURVES.items():
+            found = [r for r in methods.get(name, []) if r["seed"] in SEEDS and r.get("curve")]
+            if not found:
+                continue
+            lines = [np.interp(times, *np.transpose(r["curve"]), left=np.nan, right=np.nan) for r in found]
+            known = ~np.isnan(lines).any(axis=0)
+            axes.plot(times[known], np.median(lines, axis=0)[known], style, color=color, lw=1.4, label=name)
+        axes.set_title(row, fontsize=10, loc="left", fontweight="bold")
+        axes.set_xlabel("CPU-seconds", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supylabel("outer loss", fontsize=9)
+    handles = [
+        Line2D([], [], color=color, linestyle=style, label=name) for name, (color, style) in CURVES.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(CURVES), frameon=False, fontsize=8)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
@@ -96,5 +142,6 @@ def draw(details: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if details["tables"]:
         metrics(details, folder / "bilevel_metrics.svg")
+        curves(details, folder / "bilevel_outer_loss.svg")
     if details["cleaning"]:
         cleaning(details, folder / "bilevel_trec.svg")

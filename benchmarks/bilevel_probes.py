@@ -1,4 +1,4 @@
-"""Single hypergradients in mid-training: error against the dense solution, milliseconds, products."""
+"""Single hypergradients in mid-training: error against the dense solution, milliseconds, products, peak memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import weingarten as wg
 from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_protocol import Probe
 from benchmarks.bilevel_trials import ROWS, methods_of
+from benchmarks.peak_memory import tensor_peak
 from weingarten import tree
 
 __all__ = ["probed"]
@@ -29,12 +30,13 @@ def exact(probe: Probe, damping: float) -> wg.Hypergradient | None:
 
 
 def measured(method: wg.HypergradientMethod, probe: Probe, truth: wg.Hypergradient | None) -> dict[str, Any]:
-    """One call, after one that is not timed."""
+    """One call, after one that is not timed; another for the most memory of its tensors."""
     arguments = (probe.problem, probe.params, probe.hparams, probe.batches)
     method(*arguments)
     start = time.process_time()
     found = method(*arguments)
     entry = {"milliseconds": round(1000 * (time.process_time() - start), 2), "products": found.products}
+    entry["megabytes"] = round(tensor_peak(lambda: method(*arguments)) / 1e6, 2)
     if truth is not None:
         size, other = float(tree.norm(truth.value)), float(tree.norm(found.value))
         entry["cosine"] = round(float(tree.dot(found.value, truth.value)) / max(size * other, 1e-30), 4)

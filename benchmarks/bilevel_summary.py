@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_trials import GROUPS, ROWS, Find, Record, final, methods_of, value
 
-__all__ = ["ahead", "compared", "line_of", "printed", "tasks_ahead"]
+__all__ = ["ahead", "compared", "line_of", "overview", "printed", "tasks_ahead"]
 
 Lines = dict[str, dict[str, Any]]
 PLAIN = ("identity", "one step")
@@ -119,6 +119,15 @@ def tasks_ahead(tables: dict[str, Lines]) -> dict[str, Any]:
     }
 
 
+def cell(entry: dict[str, Any] | None) -> str:
+    """Mean and standard error, or why there are none."""
+    if entry is None:
+        return ""
+    if entry["metric"] is None:
+        return "refused" if entry["refused"] else "diverged"
+    return f"{entry['metric']:.3f} ± {entry['standard_error']:.3f}"
+
+
 def printed(tables: dict[str, Lines]) -> str:
     """A Markdown table a row."""
     parts = []
@@ -128,15 +137,33 @@ def printed(tables: dict[str, Lines]) -> str:
             "| method | metric | rate | damping | outer steps | products |\n|---|---|---|---|---|---|"
         )
         for name, entry in sorted(lines.items(), key=lambda pair: -(pair[1]["metric"] or -math.inf)):
-            cell = (
-                ("refused" if entry["refused"] else "diverged")
-                if entry["metric"] is None
-                else f"{entry['metric']:.3f} ± {entry['standard_error']:.3f}"
-            )
             damping = "" if entry["damping"] is None else f"{entry['damping']:g}"
             title = f"**{name}**" if METHODS[name].ours else name
             parts.append(
-                f"| {title} | {cell} | {entry['rate']:g} | {damping} | {entry['steps']:g} | {entry['products']:g} |"
+                f"| {title} | {cell(entry)} | {entry['rate']:g} | {damping} | {entry['steps']:g} | {entry['products']:g} |"
             )
         parts.append("")
+    return "\n".join(parts)
+
+
+def overview(tables: dict[str, Lines]) -> str:
+    """One Markdown table, a line a row: the plain methods, the best other one, the best of ours, its lead over the plain ones."""
+    parts = [
+        "| row | identity | one step | best other method | best curvature method | lead, paired (pooled) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for rows in GROUPS.values():
+        for row in (name for name in rows if name in tables):
+            lines, verdict = tables[row], ahead(tables[row])
+            known = [name for name, entry in lines.items() if entry["metric"] is not None]
+            others = [name for name in known if not METHODS[name].ours and name not in PLAIN]
+            best = max(others, key=lambda name: lines[name]["metric"], default=None)
+            leads = [
+                f"{gap:.1f} ({verdict['pooled'].get(name, math.nan):.1f})"
+                for name, gap in verdict["gaps"].items()
+            ]
+            cells = [cell(lines.get(name)) for name in PLAIN]
+            cells += [f"{name}: {cell(lines[name])}" if name else "" for name in (best, verdict["ours"])]
+            mark = "**" * (verdict["tied_with_best"] and verdict["beyond_plain"])
+            parts.append(f"| {mark}{row}{mark} | {' | '.join(cells)} | {', '.join(leads)} |")
     return "\n".join(parts)

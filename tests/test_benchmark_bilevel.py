@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
+from benchmarks.bilevel_encoder import summary as encoder_summary
 from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_protocol import SEEDS, TUNING_SEED, Clock
 from benchmarks.bilevel_summary import ahead, line_of
 from benchmarks.bilevel_trials import ROWS, Trial, best, final, methods_of, settings, wanted
+from benchmarks.peak_memory import tensor_peak
 
 ROW = "images MLP"
 
@@ -116,3 +119,32 @@ def test_clock_ends_a_run_and_thins_its_curve():
     assert result.products == 103
     assert len(result.curve) <= 40
     assert result.extra == {"auroc": 0.9}
+
+
+def test_peak_of_tensors_counts_those_that_live_at_once():
+    def call():
+        first = torch.zeros(1000, 1000)  # 4 MB
+        second = first + 1
+        del first
+        return second + 1
+
+    assert tensor_peak(call) == pytest.approx(8e6, rel=1e-3)
+
+
+def test_gain_of_a_trained_encoder_is_over_the_best_rival_that_knows_not_the_truth():
+    accuracy = {
+        "cleaned": 0.8,
+        "frozen": 0.7,
+        "trusted": 0.75,
+        "all": 0.5,
+        "both": 0.5,
+        "kept": 0.5,
+        "true": 0.9,
+    }
+    entries = [
+        {"layers": "all", "trusted": 100, "split": s, "accuracy": accuracy, "auroc": 0.9, "seconds": 60.0}
+        for s in (0, 1)
+    ]
+    (line,) = encoder_summary(entries).values()
+    assert (line["best rival"], line["splits"]) == ("trusted", 2)
+    assert line["gain_points"] == pytest.approx(5.0)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from weingarten.applications.clean import recipe
 from weingarten.applications.clean.final import Final, posterior
 from weingarten.applications.clean.levels import believed_transition, evenly_wrong
 from weingarten.applications.clean.network import accuracy, build_network
-from weingarten.applications.clean.recipe import clean_labels
+from weingarten.applications.clean.recipe import _choose, clean_labels
 from weingarten.applications.clean.rivals import auroc
 from weingarten.applications.clean.rounds import FIRST, Rounds
 from weingarten.applications.clean.settings import Settings
@@ -197,3 +199,34 @@ def test_the_loop_starts_at_what_the_trusted_rows_say(correct, rate):
     assert ("transition" in hparams) == correct
     if correct:  # the first network has another seed here, and T has made its step
         assert (task.levels.transition(hparams) - true_transition()).abs().max() < 0.25
+
+
+# ------------------------------------------------------------------ which noise model the rounds are taught with
+
+
+@pytest.mark.parametrize("better", ["loop", "first"])
+def test_the_noise_model_is_the_one_that_serves_held_back_trusted_rows(better, monkeypatch):
+    """One of the two is what the labels were made by, the other takes every class for another."""
+    given, trusted, _ = defaulted()
+    settings = Settings(model="linear", steps=1)
+    task = Task.make(given.x, given.given, trusted.x, trusted.truth, CLASSES, settings, 0)
+    right, wrong = true_transition().clamp_min(1e-3), true_transition().roll(1, 0).clamp_min(1e-3)
+    loop, first = (right, wrong) if better == "loop" else (wrong, right)
+    monkeypatch.setattr(Task, "first_transition", lambda self, settings, seed: first)
+    outcome = SimpleNamespace(hparams=task.levels.start(loop))
+    transition, kept = _choose(task, outcome, settings, 0)
+    assert kept == (better == "loop")
+    assert (transition - right).abs().max() < 0.01
+
+
+def test_the_report_says_so_where_the_first_noise_model_is_kept(monkeypatch):
+    given, trusted, _ = defaulted()
+    settings = Settings(model="linear", steps=1)
+    arguments = given.x, given.given, trusted.x, trusted.truth, CLASSES, settings, 0
+    for kept in (True, False):
+        monkeypatch.setattr(
+            recipe, "_choose", lambda task, outcome, settings, seed, kept=kept: (believed(), kept)
+        )
+        found = clean_labels(*arguments)
+        assert found.transition is believed()
+        assert len(found.notes) == (not kept)

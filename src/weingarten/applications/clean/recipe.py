@@ -25,6 +25,10 @@ __all__ = ["Cleaned", "Settings", "clean_labels"]
 LOOP = 0.9
 """The outer loop's share of the progress bar."""
 THRESHOLD = 0.5
+FIRST_KEPT = (
+    "How often each class is given each label is taken as the trusted rows first showed it. What was learned on from there "
+    "explained the given labels, but served trusted rows that were held back for this comparison less well."
+)
 REASON = "where the cleaned model finds the given label less likely than all others together"
 
 
@@ -121,8 +125,9 @@ def clean_labels(
     )
     looped = time.perf_counter()
     tell(LOOP, "final model")
-    network = build_network(settings.model, train_x.shape[1], settings.hidden, classes, seed + 1).to(train_x)
-    _finish(network, task, outcome, seed)
+    transition, kept = _choose(task, outcome, settings, seed) if task.levels.correct else (None, True)
+    network = _fresh(task, settings, seed)
+    _finish(network, task, row_weight(outcome.hparams), transition, seed)
     tell(1.0, "final model")
     return Cleaned(
         **_judgement(network, train_x, given),
@@ -130,7 +135,7 @@ def clean_labels(
         threshold=THRESHOLD,
         threshold_reason=REASON,
         model=network,
-        transition=task.levels.transition(outcome.hparams) if task.levels.correct else None,
+        transition=transition,
         history=history,
         cost={
             "outer steps": float(outcome.step),
@@ -138,17 +143,68 @@ def clean_labels(
             "loop seconds": history[-1]["seconds"],
             "final seconds": time.perf_counter() - looped,
         },
+        notes=[] if kept else [FIRST_KEPT],
     )
 
 
-def _finish(network: nn.Module, task: Task, outcome: Outcome, seed: int) -> None:
-    """Train the network on the given rows, as the outer variables see them, and on the trusted rows, which count fully."""
-    rows, classes = task.levels.given, task.levels.classes
-    weight = row_weight(outcome.hparams)
-    labels = functional.one_hot(task.labels, classes).to(task.x.dtype)
-    if task.levels.correct:
-        transition, trusted = task.levels.transition(outcome.hparams), (task.x[rows:], labels[rows:])
-        Rounds().fit(network, task.x[:rows], task.labels[:rows], weight, transition, *trusted, seed)
+def _fresh(task: Task, settings: Settings, seed: int) -> nn.Module:
+    features, classes = task.x.shape[1], task.levels.classes
+    return build_network(settings.model, features, settings.hidden, classes, seed + 1).to(task.x)
+
+
+def _choose(task: Task, outcome: Outcome, settings: Settings, seed: int) -> tuple[Tensor, bool]:
+    """T by which trusted rows are likelier to networks that were taught without them: as the loop left it, or as it began.
+
+    The loop follows the likelihood of the given labels too, and where these depend on more than the class, it bends T to what
+    explains them.
+
+    Returns:
+        T (C, C), and whether it is the loop's.
+    """
+    first = task.levels.start(task.first_transition(settings, seed))
+    found = [task.levels.transition(hparams) for hparams in (outcome.hparams, first)]
+    weight, likelihood = row_weight(outcome.hparams), []
+    rows, fold = task.levels.given, task.fold[task.levels.given :]
+    if len(fold.unique()) < 2:  # a single trusted row, and nothing to compare by
+        return found[0], True
+    for transition in found:
+        total = 0.0
+        for number in fold.unique().tolist():
+            network, held = _fresh(task, settings, seed), fold == number
+            _finish(network, task, weight, transition, seed, ~held)
+            with torch.no_grad():
+                logits = network(task.x[rows:][held])
+            total -= float(functional.cross_entropy(logits, task.labels[rows:][held], reduction="sum"))
+        likelihood.append(total)
+    return (found[0], True) if likelihood[0] >= likelihood[1] else (found[1], False)
+
+
+def _finish(
+    network: nn.Module,
+    task: Task,
+    weight: Tensor,
+    transition: Tensor | None,
+    seed: int,
+    taught: Tensor | None = None,
+) -> None:
+    """Train the network on the given rows, as the outer variables see them, and on the trusted rows, which count fully.
+
+    Args:
+        network: fresh.
+        task: with the rows.
+        weight: of the given rows (N,).
+        transition: T; None for labels as they are given.
+        seed: of everything random.
+        taught: which trusted rows are seen (m,); None for all.
+    """
+    rows = task.levels.given
+    labels = functional.one_hot(task.labels, task.levels.classes).to(task.x.dtype)
+    x, trusted = task.x[rows:], labels[rows:]
+    if transition is not None:
+        seen = slice(None) if taught is None else taught
+        Rounds().fit(
+            network, task.x[:rows], task.labels[:rows], weight, transition, x[seen], trusted[seen], seed
+        )
     else:
-        counts = torch.cat([weight, torch.ones(len(labels) - rows, dtype=weight.dtype)])
+        counts = torch.cat([weight, torch.ones(len(trusted), dtype=weight.dtype)])
         Final().fit(network, task.x, labels, counts, seed)

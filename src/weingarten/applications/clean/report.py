@@ -31,7 +31,7 @@ RIVALS = (
 TUNED = {"last": "the last block", "all": "all layers"}
 TUNED_RIVALS = (
     "Every rival trains the same part of the encoder and the same kind of model, with the same rates and batches. Those that "
-    "learn given labels stop after the pass that serves the trusted rows best."
+    "learn given labels stop when a pass does not serve the trusted rows better than the one before."
 )
 
 

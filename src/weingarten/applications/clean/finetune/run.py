@@ -138,8 +138,11 @@ class _Meter:
     text: str = "encoder"
 
     def __call__(self, rows: int) -> None:
-        self.done += rows
-        self.progress(min(1.0, self.done / self.total), self.text)
+        self.skip_to(self.done + rows)
+
+    def skip_to(self, done: int) -> None:
+        self.done = done
+        self.progress(min(1.0, done / self.total), self.text)
 
 
 @dataclass
@@ -198,7 +201,7 @@ class _Work:
         return network
 
     def compete(self) -> None:
-        """Every rival that is not finished yet; those on given labels stop at the pass that serves the trusted rows best."""
+        """Every rival that is not finished yet."""
         parts, x = self.numbered, self.parts.x
         best = self._rival("all", x, parts.x, parts.given)
         together = torch.cat([x, self.parts.trusted_x]), torch.cat([parts.x, parts.trusted_x])
@@ -209,27 +212,34 @@ class _Work:
             self._rival("true", x, parts.x, parts.truth)
 
     def _rival(self, key: str, x: Tensor, numbers: Tensor, y: Tensor, passes: int | None = None) -> int:
-        """Train on the rows, judge on the held-out ones. Returns the passes: the best by the trusted rows, unless given."""
+        """Train on the rows, judge on the held-out ones.
+
+        Returns:
+            the number of passes: until the trusted rows are served no better, unless it is given.
+        """
         finished = self.finished
         passes_of: dict[str, int] = finished.values.setdefault("passes", {})
+        before = self.meter.done
         if key in passes_of:
-            self.meter(ROUNDS * len(y))
+            self.meter.skip_to(before + ROUNDS * len(y))
             return passes_of[key]
         self.meter.text, start = f"rival: encoder, {key}", time.perf_counter()
         network = self._network(x, y, Final())
         tuning, weights, onehot = Tuning(progress=self.meter), torch.ones(len(y)), self._onehot(y)
-        best: tuple[tuple[float, float], int] = ((-1.0, 0.0), 0)
-        for number in range(1, 1 + (ROUNDS if passes is None else passes)):
-            tuning.fit(network, numbers, onehot, weights, self.seed + number)
+        best, number = (-1.0, 0.0), 0
+        while number < (ROUNDS if passes is None else passes):
+            tuning.fit(network, numbers, onehot, weights, self.seed + number + 1)
             with torch.no_grad():
                 found = merit(network(self.numbered.trusted_x), self.numbered.trusted_y)
-            if passes is not None or found > best[0]:
-                best = found, number
-                self._score(key, network)
+            if passes is None and found <= best:
+                break
+            best, number = found, number + 1
+            self._score(key, network)
+        self.meter.skip_to(before + ROUNDS * len(y))
         finished.values["seconds"][key] = time.perf_counter() - start
-        passes_of[key] = best[1]
+        passes_of[key] = number
         finished.write()
-        return best[1]
+        return number
 
     def _network(self, x: Tensor, y: Tensor, training: Final) -> TextNetwork:
         """A fresh one whose head knows what the frozen encoder says of the rows.

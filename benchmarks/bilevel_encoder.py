@@ -1,0 +1,119 @@
+"""What training the encoder gains on TREC: `weingarten clean --layers`, against rivals that train the same layers.
+
+Given are the 5,033 training questions with their weak labels, trusted are some of the 500 checked ones, and accuracy is measured
+on the rest of these. Every run is the whole command: reading, encoding, cleaning with the frozen encoder, training it, rivals,
+report. It uses all cores.
+
+    python -m benchmarks.bilevel_encoder [--json PATH] [--layers last all] [--trusted 100] [--splits 0 1 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.bilevel_trec import DATA, checked, encoder_folder, texts
+from benchmarks.environment import report
+from weingarten.applications.clean import Job, Request, Settings, run
+
+RIVALS = ("trusted", "all", "both", "kept")
+"""What can be had without the recipe and without the truth, with the same layers trained."""
+
+
+def tables(trusted: int, split: int, folder: Path) -> tuple[Path, Path, Path]:
+    """CSV files of the questions with weak labels, of the trusted ones, and of those to measure on."""
+    words, _ = texts("train")
+    checked_words, checked_labels = texts("valid")
+    trusted_rows, held = (rows.numpy() for rows in checked(split, trusted))
+    frames = {
+        "weak": pd.DataFrame({"question": words, "kind": np.load(DATA / "hard_labels.npy")}),
+        "trusted": pd.DataFrame(
+            {"question": [checked_words[i] for i in trusted_rows], "kind": checked_labels[trusted_rows]}
+        ),
+        "held": pd.DataFrame({"question": [checked_words[i] for i in held], "kind": checked_labels[held]}),
+    }
+    paths = []
+    for name, frame in frames.items():
+        paths.append(folder / f"{name}.csv")
+        frame.astype({"kind": str}).to_csv(paths[-1], index=False)
+    return paths[0], paths[1], paths[2]
+
+
+def once(layers: str, trusted: int, split: int) -> dict[str, Any]:
+    """Accuracies on the held-out questions, AUROC of the ranking of wrong labels by the truth, and seconds of the whole."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        weak, right, held = tables(trusted, split, folder)
+        encoder = str(encoder_folder())
+        request = Request(
+            str(weak), "kind", trusted=str(right), held_out=str(held), text="question", encoder=encoder
+        )
+        settings = Settings(model="linear", layers=layers)
+        start = time.perf_counter()
+        found = run(Job(request, settings, seeds=1, seed=split, output=folder / "out"))
+        seconds = time.perf_counter() - start
+        labels = pd.read_csv(folder / "out" / "labels.csv")
+    _, truth = texts("train")
+    wrong = labels["given"].to_numpy() != truth[labels["row"]]
+    return {
+        "layers": layers,
+        "trusted": trusted,
+        "split": split,
+        "accuracy": {key: round(value["mean"], 4) for key, value in found["accuracy"].items()},
+        "auroc": round(float(roc_auc_score(wrong, labels["score"])), 4),
+        "seconds": round(seconds, 1),
+        "parts": {key: round(value["mean"], 1) for key, value in found["seconds"].items()},
+    }
+
+
+def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over splits, by layers and number of trusted questions."""
+    lines = {}
+    for layers, trusted in sorted({(e["layers"], e["trusted"]) for e in entries}):
+        same = [e for e in entries if (e["layers"], e["trusted"]) == (layers, trusted)]
+        mean = {key: statistics.mean(e["accuracy"][key] for e in same) for key in same[0]["accuracy"]}
+        best = max(RIVALS, key=lambda key: mean.get(key, 0.0))
+        lines[f"{layers}, {trusted} trusted"] = {
+            "splits": len(same),
+            "accuracy": {key: round(value, 4) for key, value in mean.items()},
+            "best rival": best,
+            "gain_points": round(100 * (mean["cleaned"] - mean[best]), 2),
+            "auroc": round(statistics.mean(e["auroc"] for e in same), 4),
+            "seconds": round(statistics.mean(e["seconds"] for e in same), 1),
+        }
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="results; those that are there already are kept and joined")
+    parser.add_argument("--layers", nargs="+", default=["last", "all"])
+    parser.add_argument("--trusted", nargs="+", type=int, default=[100])
+    parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2])
+    arguments = parser.parse_args()
+    entries: list[dict[str, Any]] = []
+    if arguments.json is not None and arguments.json.exists():
+        entries = json.loads(arguments.json.read_text())["runs"]
+    known = {(e["layers"], e["trusted"], e["split"]) for e in entries}
+    for split in arguments.splits:
+        for trusted in arguments.trusted:
+            for layers in arguments.layers:
+                if (layers, trusted, split) not in known:
+                    entries.append(once(layers, trusted, split))
+                    print(json.dumps(entries[-1]), flush=True)
+                    report(summary(entries), {"runs": entries}, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
