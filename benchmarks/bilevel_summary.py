@@ -53,13 +53,14 @@ def line_of(method: str, records: list[Record]) -> dict[str, Any]:
 
 
 def compared(rows: Iterable[str], find: Find) -> dict[str, Lines]:
-    """The finished methods of every row that has some."""
-    found = {row: {name: line(row, name, find) for name in methods_of(row)} for row in rows}
-    kept = {
-        row: {name: entry for name, entry in lines.items() if entry is not None}
-        for row, lines in found.items()
-    }
-    return {row: lines for row, lines in kept.items() if lines}
+    """Every method of the rows that are finished."""
+    tables: dict[str, Lines] = {}
+    for row in rows:
+        found = {name: line(row, name, find) for name in methods_of(row)}
+        lines = {name: entry for name, entry in found.items() if entry is not None}
+        if len(lines) == len(found):
+            tables[row] = lines
+    return tables
 
 
 def paired(mine: list[float], other: list[float]) -> float:

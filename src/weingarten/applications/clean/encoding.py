@@ -18,6 +18,8 @@ from weingarten.applications.clean.reader import Reader
 __all__ = ["Categorical", "Encoding", "Numeric", "Vector"]
 
 MISSING = "(missing)"
+DEAD = 1e-6
+"""Numbers of a vector whose deviation is below this part of the largest one are taken for constant."""
 MANY = 16
 """Fewer columns with equal ranges may have them by chance."""
 
@@ -78,9 +80,13 @@ class Vector:
 
     @staticmethod
     def fit(column: pd.Series, reader: Reader) -> Vector:
-        """Means and standard deviations; of numbers of one unit, the mean of the standard deviations of those that vary."""
+        """Means and standard deviations; of numbers of one unit, the mean of the standard deviations of those that vary.
+
+        Units of an encoder that are dead all but for rounding are not blown up to the size of the others.
+        """
         values = reader.read(column).astype("float64")
-        scale, varying = values.std(axis=0), np.ptp(values, axis=0) > 0
+        scale = values.std(axis=0)
+        varying = scale > DEAD * scale.max(initial=0.0)
         common = scale[varying].mean() if reader.one_unit and varying.any() else None
         scale = np.where(varying, scale, 1.0) if common is None else np.full_like(scale, common)
         return Vector(str(column.name), tuple(values.mean(axis=0).tolist()), tuple(scale.tolist()), reader)

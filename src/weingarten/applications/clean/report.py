@@ -160,7 +160,7 @@ def _recipe(settings: dict[str, Any]) -> list[str]:
     )
     first = (
         "How often each class is given each label is first read off a network that has seen the trusted rows alone, and then "
-        "learned on in the same way as the weights."
+        "learned on in the same way as the weights. Of the two the one counts that served held-back trusted rows better."
     )
     taught = (
         "The cleaned model is a fresh network. It learns the trusted rows first and then all rows, in "
