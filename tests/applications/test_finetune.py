@@ -171,17 +171,21 @@ def test_gradients_that_are_not_finite_end_it_by_name(parts):
 
 
 @pytest.fixture
-def whole(job, brief_report):
+def whole(job):
     """A run to the end."""
     return run(replace(job, request=replace(job.request, noise="pair:0.3")))
 
 
-def test_run_compares_networks_of_one_size_and_keeps_the_frozen_one(whole):
+def test_run_compares_networks_of_one_size_and_keeps_the_frozen_one(whole, job):
     assert set(whole["accuracy"]) == {"cleaned", "frozen", "trusted", "all", "both", "kept", "true"}
     assert set(whole["seconds"]) >= {"cleaned", "trusted", "all", "both", "kept", "true", "total"}
     assert whole["cost"]["fine-tuning seconds"]["mean"] > 0
     assert whole["counts"]["features"] == 9
     assert whole["settings"]["layers"] == "all"
+    report = (job.output / "report.html").read_text()
+    assert "trained together with all layers of the encoder" in report
+    assert "Every rival trains the same part of the encoder" in report
+    assert "cleaned, the encoder as it was" in report
 
 
 def test_saved_model_carries_its_encoder(whole, job, encoder):
