@@ -38,6 +38,11 @@ def kept(path: Path, make: Any) -> Any:
     return json.loads(path.read_text())
 
 
+def without_curve(record: dict[str, Any]) -> dict[str, Any]:
+    """A trial that served tuning alone."""
+    return {key: value for key, value in record.items() if key != "curve"}
+
+
 def trec_of(cleaning: dict[str, Any] | None) -> dict[str, Any]:
     """The summary's two keys from splits of TREC; None where the data is absent."""
     if cleaning is None:
@@ -68,7 +73,10 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
     counts = {key: value for key, value in verdict.items() if key != "verdicts"}
     trials = {
         row: {
-            name: [cache.get(t) for t in (*tuning(row, name), *final(row, name, cache.get)) if cache.get(t)]
+            name: [
+                *(without_curve(found) for t in tuning(row, name) if (found := cache.get(t))),
+                *(found for t in final(row, name, cache.get) if (found := cache.get(t))),
+            ]
             for name in lines
         }
         for row, lines in tables.items()
@@ -103,10 +111,12 @@ def quick() -> tuple[dict[str, Any], dict[str, Any]]:
         for name in QUICK_METHODS
     ]
     with pool(WORKERS) as executor:
+        arguments = (0,), (100,), "linear", False
+        cleaned = executor.submit(bilevel_cleaning.gained, *arguments) if DATA.exists() else None
         records = list(executor.map(execute, trials))
+        cleaning = None if cleaned is None else cleaned.result()
     lines = {name: line_of(name, [r for r in records if r["method"] == name]) for name in QUICK_METHODS}
     print(printed({QUICK_ROW: lines}))
-    cleaning = bilevel_cleaning.gained((0,), (100,), rivals=False) if DATA.exists() else None
     verdict = ahead(lines)
     summary = {
         "row_ahead": verdict["tied_with_best"] and verdict["beyond_plain"],

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import rcParams
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_protocol import SEEDS
@@ -41,9 +42,8 @@ def metrics(details: dict[str, Any], path: Path) -> None:
                 continue
             entry, color = lines[name], OURS if METHODS[name].ours else RIVAL
             if entry["metric"] is None:
-                axes.text(
-                    0.02, place, "diverged", transform=axes.get_yaxis_transform(), va="center", fontsize=7
-                )
+                without = "refused" if entry["refused"] else "diverged"
+                axes.text(0.02, place, without, transform=axes.get_yaxis_transform(), va="center", fontsize=7)
                 continue
             axes.errorbar(
                 entry["metric"], place, xerr=entry["standard_error"], fmt="o", color=color, ms=4, lw=1.2
@@ -51,6 +51,7 @@ def metrics(details: dict[str, Any], path: Path) -> None:
         axes.set_yticks(range(len(names)), names if number % 4 == 0 else [""] * len(names), fontsize=8)
         axes.set_ylim(-0.7, len(names) - 0.3)
         axes.tick_params(axis="x", labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_title(row, fontsize=10, loc="left", fontweight="bold")
         axes.set_xlabel(ROWS[row].metric, fontsize=8)
         axes.grid(axis="x", color="#e5e5e5")
