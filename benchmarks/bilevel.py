@@ -6,6 +6,7 @@ three methods on one row at the settings of the committed results, cleans TREC o
 steps of a BERT.
 
     python -m benchmarks.bilevel [--quick] [--json PATH] [--figures DIR] [--rows NAME ...] [--summary]
+    python -m benchmarks.bilevel --at "TREC head" KFAC 3 0.01
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
     cleaning = (
         kept(folder / "cleaning.json", lambda: bilevel_cleaning.gained(SEEDS)) if DATA.exists() else None
     )
+    digits = kept(folder / "cleaning digits.json", lambda: bilevel_cleaning.gained_on_digits(SEEDS))
     if not arguments.summary:
         work_off(lambda: wanted(arguments.rows, cache.get), cache, arguments.workers, execute, told)
     tables = compared(ROWS, cache.get)
@@ -88,6 +90,7 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
         "probes": probes,
         "cleaning": None if cleaning is None else bilevel_cleaning.summary(cleaning),
         "cleaning_splits": cleaning,
+        "cleaning_digits": digits,
         "bert": bert,
         "bert_ratios": {name: ratios(bert, name) for name in ON_BERT[1:]},
         "trials": trials,
@@ -111,10 +114,9 @@ def quick() -> tuple[dict[str, Any], dict[str, Any]]:
         for name in QUICK_METHODS
     ]
     with pool(WORKERS) as executor:
-        arguments = (0,), (100,), "linear", False
-        cleaned = executor.submit(bilevel_cleaning.gained, *arguments) if DATA.exists() else None
+        cleaned = executor.submit(bilevel_cleaning.quickly) if DATA.exists() else None
         records = list(executor.map(execute, trials))
-        cleaning = None if cleaned is None else cleaned.result()
+        cleaning = None if cleaned is None else {"100": [cleaned.result()]}
     lines = {name: line_of(name, [r for r in records if r["method"] == name]) for name in QUICK_METHODS}
     print(printed({QUICK_ROW: lines}))
     verdict = ahead(lines)
@@ -126,6 +128,14 @@ def quick() -> tuple[dict[str, Any], dict[str, Any]]:
     return summary, {"quick": True, "table": lines, "verdict": verdict, "cleaning": cleaning, "bert": bert}
 
 
+def at(row: str, method: str, rate: str, damping: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A method on a row at a setting that tuning does not try."""
+    with pool() as executor:
+        trials = [Trial(row, method, float(rate), float(damping), seed) for seed in SEEDS]
+        found = line_of(method, list(executor.map(execute, trials)))
+    return found, {"quick": False}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -134,14 +144,21 @@ def main() -> None:
     parser.add_argument(
         "--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="; ".join(ROWS)
     )
+    parser.add_argument(
+        "--at",
+        nargs=4,
+        metavar=("ROW", "METHOD", "RATE", "DAMPING"),
+        help="three seeds at one setting, no more",
+    )
     parser.add_argument("--json", type=Path, help="where to write all results")
     parser.add_argument("--figures", type=Path, help="folder for the figures")
     parser.add_argument("--cache", type=Path, default=Path("runs/bilevel"), help="folder of finished trials")
     parser.add_argument("--workers", type=int, default=WORKERS, help="trials side by side")
     parser.add_argument("--summary", action="store_true", help="run no trials, summarise those there are")
     arguments = parser.parse_args()
-    summary, details = quick() if arguments.quick else full(arguments)
-    if arguments.figures is not None and not arguments.quick:
+    whole = not arguments.quick and arguments.at is None
+    summary, details = full(arguments) if whole else quick() if arguments.quick else at(*arguments.at)
+    if arguments.figures is not None and whole:
         bilevel_figures.draw(details, arguments.figures)
     report(summary, details, arguments.json)
 

@@ -22,6 +22,7 @@ OURS, RIVAL = "#c8385a", "#6b7a8f"
 TITLES = {
     "cleaned": "cleaned by weingarten",
     "cleaned, no loop": "the same without hypergradients",
+    "cleaned, the loop's": "the same with the loop's noise model",
     "logistic regression on trusted": "trusted, logistic regression",
     "trusted": "trusted, network",
     "both": "weak and trusted",

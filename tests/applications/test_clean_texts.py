@@ -13,31 +13,19 @@ import torch
 from typer.testing import CliRunner
 
 from tests.applications.encoders import make_encoder, questions
-from tests.applications.tables import QUICK, brief
+from tests.applications.tables import brief
 from weingarten import cli
-from weingarten.applications.clean import Job, Request, UserError, load_model, run, texts
+from weingarten.applications.clean import UserError, load_model, run, texts
 from weingarten.applications.clean import seed as seed_module
 from weingarten.applications.clean.encoder import Encoder
 
 pytest.importorskip("transformers")
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return make_encoder(tmp_path_factory.mktemp("encoders") / "tiny")
-
-
 @pytest.fixture(autouse=True)
 def quick():
     with brief():
         yield
-
-
-@pytest.fixture
-def job(tmp_path, encoder):
-    questions().to_csv(tmp_path / "q.csv", index=False)
-    request = Request(str(tmp_path / "q.csv"), "kind", text="question", encoder=str(encoder))
-    return Job(request, QUICK, seeds=1, output=tmp_path / "out")
 
 
 def test_vector_is_the_normalised_mean_over_the_tokens_of_the_text_alone(encoder):

@@ -9,23 +9,20 @@ from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from tests.applications.encoders import make_encoder, questions
+from tests.applications.encoders import questions
 from tests.applications.tables import QUICK, brief
 from weingarten import cli
-from weingarten.applications.clean import Job, Request, UserError, load_model, run
+from weingarten.applications.clean import UserError, load_model, run
 from weingarten.applications.clean.data import split
+from weingarten.applications.clean.encoding import Encoding
 from weingarten.applications.clean.finetune import run as run_module
-from weingarten.applications.clean.finetune.network import TextNetwork, TextRows
+from weingarten.applications.clean.finetune.network import TextNetwork, TextRows, encoder_of, texts_in
 from weingarten.applications.clean.finetune.tuning import Tuning
 from weingarten.applications.clean.source import load
+from weingarten.applications.clean.texts import Texts
 from weingarten.solvers import DivergenceError
 
 pytest.importorskip("transformers")
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return make_encoder(tmp_path_factory.mktemp("encoders") / "tiny")
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +33,8 @@ def quick(monkeypatch):
 
 
 @pytest.fixture
-def job(tmp_path, encoder):
-    questions().to_csv(tmp_path / "q.csv", index=False)
-    request = Request(str(tmp_path / "q.csv"), "kind", text="question", encoder=str(encoder))
-    return Job(request, replace(QUICK, layers="all"), seeds=1, output=tmp_path / "out")
+def job(job):
+    return replace(job, settings=replace(QUICK, layers="all"))
 
 
 @pytest.fixture
@@ -47,6 +42,10 @@ def parts(job, tmp_path):
     source = load(job.request)
     source.prepare(tmp_path / "vectors", lambda part, text: None)
     return split(source, 0, 0)
+
+
+def frozen(rows):
+    return encoder_of(texts_in(rows.encoding)).model
 
 
 def network(parts, trained="all"):
@@ -80,7 +79,7 @@ def test_gradient_is_that_of_reading_one_text_at_a_time(parts, trained):
     """In float64, against tokens one by one and finite differences of one weight."""
     rows, numbered = TextRows.of(parts)
     rows = replace(rows, features=rows.features.double())
-    rows.encoder.model.double()
+    frozen(rows).double()
     try:
         model = TextNetwork(rows, nn.Linear(parts.x.shape[1], 2).double(), trained).eval()
         y, x = parts.given[:7], numbered.x[:7]
@@ -99,7 +98,7 @@ def test_gradient_is_that_of_reading_one_text_at_a_time(parts, trained):
             weight[2, 3] -= 2 * step
             assert (higher - one_by_one()) / (2 * step) == pytest.approx(slope, rel=1e-5)
     finally:
-        rows.encoder.model.float()
+        frozen(rows).float()
 
 
 def changed(before, after):
@@ -113,7 +112,7 @@ def state(model):
 @pytest.mark.parametrize("trained", ["last", "all"])
 def test_training_changes_what_was_asked_for_and_nothing_else(parts, trained):
     model, numbered = network(parts, trained)
-    before, frozen = state(model), state(model.rows.encoder.model)
+    before, kept = state(model), state(frozen(model.rows))
     onehot = functional.one_hot(parts.given, 2).float()
     Tuning(passes=2).fit(model, numbered.x, onehot, torch.ones(len(onehot)), 0)
     found = changed(before, state(model))
@@ -126,7 +125,7 @@ def test_training_changes_what_was_asked_for_and_nothing_else(parts, trained):
     else:
         assert any("word_embeddings" in name for name in inner)
         assert any("encoder.layer.0." in name for name in inner)
-    assert changed(frozen, state(model.rows.encoder.model)) == set()
+    assert changed(kept, state(frozen(model.rows))) == set()
     assert not model.training
 
 
@@ -252,13 +251,10 @@ def test_progress_only_rises_and_reaches_the_report(job, brief_report):
 
 def test_encoder_without_a_list_of_blocks_has_no_last_one(parts):
     rows, _ = TextRows.of(parts)
-    plain = nn.Linear(2, 2)
-    rows.encoding.columns[0].reader.encoder.__dict__["model"], model = plain, rows.encoder.model
-    try:
-        with pytest.raises(UserError, match=r"--layers: tiny has no list of blocks, so none is its last"):
-            TextNetwork(rows, nn.Linear(9, 2), "last")
-    finally:
-        rows.encoding.columns[0].reader.encoder.__dict__["model"] = model
+    column = texts_in(rows.encoding)
+    bare = replace(column, reader=Texts(replace(encoder_of(column), model=nn.Linear(2, 2))))
+    with pytest.raises(UserError, match=r"--layers: tiny has no list of blocks, so none is its last"):
+        TextNetwork(replace(rows, encoding=Encoding((bare,))), nn.Linear(9, 2), "last")
 
 
 @pytest.mark.parametrize(

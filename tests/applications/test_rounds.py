@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -14,7 +13,7 @@ from weingarten.applications.clean import recipe
 from weingarten.applications.clean.final import Final, posterior
 from weingarten.applications.clean.levels import believed_transition, evenly_wrong
 from weingarten.applications.clean.network import accuracy, build_network
-from weingarten.applications.clean.recipe import _choose, clean_labels
+from weingarten.applications.clean.recipe import choose_transition, clean_labels
 from weingarten.applications.clean.rivals import auroc
 from weingarten.applications.clean.rounds import FIRST, Rounds
 from weingarten.applications.clean.settings import Settings
@@ -205,16 +204,15 @@ def test_the_loop_starts_at_what_the_trusted_rows_say(correct, rate):
 
 
 @pytest.mark.parametrize("better", ["loop", "first"])
-def test_the_noise_model_is_the_one_that_serves_held_back_trusted_rows(better, monkeypatch):
+def test_the_noise_model_is_the_one_that_serves_held_back_trusted_rows(better):
     """One of the two is what the labels were made by, the other takes every class for another."""
     given, trusted, _ = defaulted()
     settings = Settings(model="linear", steps=1)
-    task = Task.make(given.x, given.given, trusted.x, trusted.truth, CLASSES, settings, 0)
+    made = Task.make(given.x, given.given, trusted.x, trusted.truth, CLASSES, settings, 0)
     right, wrong = true_transition().clamp_min(1e-3), true_transition().roll(1, 0).clamp_min(1e-3)
     loop, first = (right, wrong) if better == "loop" else (wrong, right)
-    monkeypatch.setattr(Task, "first_transition", lambda self, settings, seed: first)
-    outcome = SimpleNamespace(hparams=task.levels.start(loop))
-    transition, kept = _choose(task, outcome, settings, 0)
+    task, fresh = replace(made, first=first), build_network("linear", FEATURES, 16, CLASSES, 1)
+    transition, kept = choose_transition(task, task.levels.start(loop), fresh, 0)
     assert kept == (better == "loop")
     assert (transition - right).abs().max() < 0.01
 
@@ -224,9 +222,7 @@ def test_the_report_says_so_where_the_first_noise_model_is_kept(monkeypatch):
     settings = Settings(model="linear", steps=1)
     arguments = given.x, given.given, trusted.x, trusted.truth, CLASSES, settings, 0
     for kept in (True, False):
-        monkeypatch.setattr(
-            recipe, "_choose", lambda task, outcome, settings, seed, kept=kept: (believed(), kept)
-        )
+        monkeypatch.setattr(recipe, "choose_transition", lambda *arguments, kept=kept: (believed(), kept))
         found = clean_labels(*arguments)
         assert found.transition is believed()
         assert len(found.notes) == (not kept)

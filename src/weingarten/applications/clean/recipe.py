@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,9 +19,9 @@ from weingarten.applications.clean.network import build_network
 from weingarten.applications.clean.rounds import Rounds
 from weingarten.applications.clean.settings import Settings
 from weingarten.applications.clean.task import Task
-from weingarten.bilevel import Outcome
+from weingarten.tree import TreeLike
 
-__all__ = ["Cleaned", "Settings", "clean_labels"]
+__all__ = ["Cleaned", "Settings", "choose_transition", "clean_labels"]
 
 LOOP = 0.9
 """The outer loop's share of the progress bar."""
@@ -125,13 +126,20 @@ def clean_labels(
     )
     looped = time.perf_counter()
     tell(LOOP, "final model")
-    transition, kept = _choose(task, outcome, settings, seed) if task.levels.correct else (None, True)
-    network = _fresh(task, settings, seed)
-    _finish(network, task, row_weight(outcome.hparams), transition, seed)
+    weight, transition, notes = row_weight(outcome.hparams), None, []
+    network = build_network(settings.model, train_x.shape[1], settings.hidden, classes, seed + 1).to(train_x)
+    if task.levels.correct:
+        transition, looped_is_better = choose_transition(task, outcome.hparams, network, seed)
+        notes = [] if looped_is_better else [FIRST_KEPT]
+        _teach(network, task, weight, transition, seed)
+    else:
+        counts = torch.cat([weight, torch.ones_like(trusted_y, dtype=weight.dtype)])
+        labels = functional.one_hot(task.labels, classes).to(train_x)
+        Final().fit(network, task.x, labels, counts, seed)
     tell(1.0, "final model")
     return Cleaned(
         **_judgement(network, train_x, given),
-        weight=row_weight(outcome.hparams),
+        weight=weight,
         threshold=THRESHOLD,
         threshold_reason=REASON,
         model=network,
@@ -143,68 +151,48 @@ def clean_labels(
             "loop seconds": history[-1]["seconds"],
             "final seconds": time.perf_counter() - looped,
         },
-        notes=[] if kept else [FIRST_KEPT],
+        notes=notes,
     )
 
 
-def _fresh(task: Task, settings: Settings, seed: int) -> nn.Module:
-    features, classes = task.x.shape[1], task.levels.classes
-    return build_network(settings.model, features, settings.hidden, classes, seed + 1).to(task.x)
-
-
-def _choose(task: Task, outcome: Outcome, settings: Settings, seed: int) -> tuple[Tensor, bool]:
+def choose_transition(task: Task, hparams: TreeLike, network: nn.Module, seed: int) -> tuple[Tensor, bool]:
     """T by which trusted rows are likelier to networks that were taught without them: as the loop left it, or as it began.
 
     The loop follows the likelihood of the given labels too, and where these depend on more than the class, it bends T to what
     explains them.
 
+    Args:
+        task: with T at the start.
+        hparams: where the loop left the outer variables.
+        network: from which teaching starts; copied.
+        seed: of everything random.
+
     Returns:
         T (C, C), and whether it is the loop's.
     """
-    first = task.levels.start(task.first_transition(settings, seed))
-    found = [task.levels.transition(hparams) for hparams in (outcome.hparams, first)]
-    weight, likelihood = row_weight(outcome.hparams), []
-    rows, fold = task.levels.given, task.fold[task.levels.given :]
+    assert task.first is not None
+    looped, rows, fold = task.levels.transition(hparams), task.levels.given, task.fold[task.levels.given :]
     if len(fold.unique()) < 2:  # a single trusted row, and nothing to compare by
-        return found[0], True
-    for transition in found:
+        return looped, True
+
+    def loss(transition: Tensor) -> float:
         total = 0.0
         for number in fold.unique().tolist():
-            network, held = _fresh(task, settings, seed), fold == number
-            _finish(network, task, weight, transition, seed, ~held)
+            held, taught = fold == number, copy.deepcopy(network)
+            _teach(taught, task, row_weight(hparams), transition, seed, ~held)
             with torch.no_grad():
-                logits = network(task.x[rows:][held])
-            total -= float(functional.cross_entropy(logits, task.labels[rows:][held], reduction="sum"))
-        likelihood.append(total)
-    return (found[0], True) if likelihood[0] >= likelihood[1] else (found[1], False)
+                logits = taught(task.x[rows:][held])
+            total += float(functional.cross_entropy(logits, task.labels[rows:][held], reduction="sum"))
+        return total
+
+    return (looped, True) if loss(looped) <= loss(task.first) else (task.first, False)
 
 
-def _finish(
-    network: nn.Module,
-    task: Task,
-    weight: Tensor,
-    transition: Tensor | None,
-    seed: int,
-    taught: Tensor | None = None,
+def _teach(
+    network: nn.Module, task: Task, weight: Tensor, transition: Tensor, seed: int, seen: Tensor | None = None
 ) -> None:
-    """Train the network on the given rows, as the outer variables see them, and on the trusted rows, which count fully.
-
-    Args:
-        network: fresh.
-        task: with the rows.
-        weight: of the given rows (N,).
-        transition: T; None for labels as they are given.
-        seed: of everything random.
-        taught: which trusted rows are seen (m,); None for all.
-    """
-    rows = task.levels.given
-    labels = functional.one_hot(task.labels, task.levels.classes).to(task.x.dtype)
-    x, trusted = task.x[rows:], labels[rows:]
-    if transition is not None:
-        seen = slice(None) if taught is None else taught
-        Rounds().fit(
-            network, task.x[:rows], task.labels[:rows], weight, transition, x[seen], trusted[seen], seed
-        )
-    else:
-        counts = torch.cat([weight, torch.ones(len(trusted), dtype=weight.dtype)])
-        Final().fit(network, task.x, labels, counts, seed)
+    """Teach the network in rounds; ``seen`` says which trusted rows take part (m,), None for all."""
+    rows, part = task.levels.given, slice(None) if seen is None else seen
+    trusted = functional.one_hot(task.labels[rows:], task.levels.classes).to(task.x)
+    given = task.x[:rows], task.labels[:rows]
+    Rounds().fit(network, *given, weight, transition, task.x[rows:][part], trusted[part], seed)

@@ -49,12 +49,15 @@ class Task:
         x: features of the given rows, then of the trusted ones.
         labels: theirs.
         fold: theirs.
+        first: T (C, C) at the start of the loop, as a network believes it that knows the trusted rows alone; None without
+            correction.
     """
 
     levels: Levels
     x: Tensor
     labels: Tensor
     fold: Tensor
+    first: Tensor | None
 
     @staticmethod
     def make(
@@ -72,7 +75,14 @@ class Task:
         seeds = torch.randint(2**31, (FOLDS,), generator=generator).tolist()
         networks = [build_network(settings.model, x.shape[1], settings.hidden, classes, s) for s in seeds]
         levels = Levels(Folds(networks).to(x), classes, len(given), settings.correct_labels)
-        return Task(levels, torch.cat([x, trusted_x]), torch.cat([given, trusted_y]), fold)
+        first = None
+        if settings.correct_labels:
+            network = build_network(settings.model, x.shape[1], settings.hidden, classes, seed).to(x)
+            trusted = functional.one_hot(trusted_y, classes).to(x)
+            FIRST.fit(network, trusted_x, trusted, torch.ones_like(trusted[:, 0]), seed)
+            with torch.no_grad():
+                first = believed_transition(network(x).softmax(1), given, evenly_wrong(classes))
+        return Task(levels, torch.cat([x, trusted_x]), torch.cat([given, trusted_y]), fold, first)
 
     def solve(
         self,
@@ -84,7 +94,7 @@ class Task:
     ) -> tuple[Outcome, list[dict[str, float]]]:
         """Alternate training and hypergradients; what it left, and its history."""
         damping = DAMPING if settings.damping is None else settings.damping
-        problem, hparams = self.levels.problem(), self.levels.start(self.first_transition(settings, seed))
+        problem, hparams = self.levels.problem(), self.levels.start(self.first)
         data = GivenAndTrusted.pair(self.x, self.labels, self.fold, FOLDS, self.levels.given, BATCH)
         with Record(
             self.trusted_accuracy, settings.seconds, progress, checkpoint, CHECKPOINT_EVERY, resume
@@ -127,18 +137,6 @@ class Task:
     def _rates(self, hparams: Tree) -> list[float]:
         rates = RATES if self.levels.correct else RATES | {"weight": ALONE}
         return [rates[name] for name in hparams]
-
-    def first_transition(self, settings: Settings, seed: int) -> Tensor | None:
-        """T as a network believes it that knows the trusted rows alone; None without correction."""
-        if not self.levels.correct:
-            return None
-        given, classes = self.levels.given, self.levels.classes
-        network = build_network(settings.model, self.x.shape[1], settings.hidden, classes, seed).to(self.x)
-        trusted = functional.one_hot(self.labels[given:], classes).to(self.x.dtype)
-        FIRST.fit(network, self.x[given:], trusted, torch.ones(len(trusted), dtype=self.x.dtype), seed)
-        with torch.no_grad():
-            believed = network(self.x[:given]).softmax(1)
-        return believed_transition(believed, self.labels[:given], evenly_wrong(classes))
 
     def _warm(self, problem: Problem, hparams: Tree, source: Source, seed: int) -> Tree:
         """The networks' parameters after training at the first outer variables."""

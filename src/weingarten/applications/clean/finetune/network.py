@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,7 @@ from weingarten.applications.clean.encoding import Encoding, Vector
 from weingarten.applications.clean.errors import UserError
 from weingarten.applications.clean.texts import Texts
 
-__all__ = ["TextNetwork", "TextRows"]
+__all__ = ["TextNetwork", "TextRows", "encoder_of", "texts_in"]
 
 BATCH = 64
 """Rows in a pass without gradients."""
@@ -39,36 +40,29 @@ class TextRows:
     @staticmethod
     def of(parts: Parts) -> tuple[TextRows, Parts]:
         """The rows, and the parts with numbers of rows (N,) for features."""
-        before, vector = 0, None
-        for column in parts.encoding.columns:
-            if isinstance(column, Vector) and isinstance(column.reader, Texts):
-                vector = column
-                break
-            before += column.width
-        assert vector is not None
-        assert isinstance(vector.reader, Texts)
-        texts = [text for frame in parts.frames.values() for text in frame[vector.name].tolist()]
+        column = texts_in(parts.encoding)
+        before = sum(c.width for c in itertools.takewhile(lambda c: c is not column, parts.encoding.columns))
+        texts = [text for frame in parts.frames.values() for text in frame[column.name].tolist()]
         every = {"x": parts.x, "trusted_x": parts.trusted_x, "held_x": parts.held_x}
         numbers = torch.arange(len(texts)).split([len(x) for x in every.values()])
         rows = TextRows(
             parts.encoding,
-            vector.reader.encoder.tokens(texts),
+            encoder_of(column).tokens(texts),
             torch.cat(list(every.values())),
-            slice(before, before + vector.width),
+            slice(before, before + column.width),
         )
         return rows, replace(parts, **dict(zip(every, numbers, strict=True)))
 
-    @property
-    def vector(self) -> Vector:
-        """The column of texts."""
-        return next(c for c in self.encoding.columns if isinstance(c, Vector) and isinstance(c.reader, Texts))
 
-    @property
-    def encoder(self) -> Encoder:
-        """The frozen one."""
-        reader = self.vector.reader
-        assert isinstance(reader, Texts)
-        return reader.encoder
+def texts_in(encoding: Encoding) -> Vector:
+    """The column of texts."""
+    return next(c for c in encoding.columns if isinstance(c, Vector) and isinstance(c.reader, Texts))
+
+
+def encoder_of(column: Vector) -> Encoder:
+    """The frozen one that reads the column."""
+    assert isinstance(column.reader, Texts)
+    return column.reader.encoder
 
 
 class TextNetwork(nn.Module):
@@ -89,11 +83,12 @@ class TextNetwork(nn.Module):
     def __init__(self, rows: TextRows, head: nn.Module, trained: str) -> None:
         super().__init__()
         self.rows, self.head = rows, copy.deepcopy(head)
-        self.reader = replace(rows.encoder, model=copy.deepcopy(rows.encoder.model))
+        column = texts_in(rows.encoding)
+        frozen = encoder_of(column)
+        self.reader = replace(frozen, model=copy.deepcopy(frozen.model))
         self.encoder: nn.Module = self.reader.model
-        vector = rows.vector
-        self.register_buffer("mean", torch.tensor(vector.mean, dtype=rows.features.dtype), persistent=False)
-        self.register_buffer("scale", torch.tensor(vector.scale, dtype=rows.features.dtype), persistent=False)
+        self.register_buffer("mean", torch.tensor(column.mean).to(rows.features), persistent=False)
+        self.register_buffer("scale", torch.tensor(column.scale).to(rows.features), persistent=False)
         self._release(trained)
 
     def forward(self, numbers: Tensor) -> Tensor:
@@ -118,7 +113,7 @@ class TextNetwork(nn.Module):
 
     def encoding(self) -> Encoding:
         """The columns' encoding with the encoder as it is now."""
-        texts, columns = self.rows.vector, self.rows.encoding.columns
+        texts, columns = texts_in(self.rows.encoding), self.rows.encoding.columns
         trained = replace(texts, reader=Texts(self.reader, inside=True))
         return Encoding(tuple(trained if column is texts else column for column in columns))
 

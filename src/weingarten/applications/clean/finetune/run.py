@@ -28,8 +28,8 @@ from weingarten.applications.clean.settings import Settings
 __all__ = ["ROUNDS", "Tuned", "fine_tune"]
 
 ROUNDS = 3
-SEEN = 2000
-"""Rows seen in the training on the trusted rows alone: 62 steps, by which the network has learned these by heart."""
+FIRST_RATE, SEEN = 1e-4, 2000
+"""In the training on the trusted rows alone: the encoder's rate, and how many rows are seen, in 62 steps."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Tuned:
 
     Attributes:
         cleaned: by the whole network.
-        head: of the network, on features that are
-        encoding: the columns, with the trained encoder.
+        head: of the network, from features to logits.
+        encoding: from the columns to these features, by the trained encoder.
         results: figures of the cleaned network and its rivals.
     """
 
@@ -78,11 +78,12 @@ def fine_tune(
     """
     assert cleaned.transition is not None
     rows, numbered = TextRows.of(parts)
-    work = _Work(rows, parts, numbered, settings, classes, seed, _Finished(folder), results.kept)
+    finished = _Finished(folder, numbered.held_x, numbered.held_y)
+    work = _Work(rows, parts, numbered, settings, classes, seed, finished, results.kept)
     work.meter = _Meter(work.size(), progress)
     network = work.clean(cleaned)
     work.compete()
-    found, held = work.finished.values, results.accuracy
+    found, held = finished.values, results.accuracy
     if len(parts.held_y):
         held = found["accuracy"] | {"frozen": held["cleaned"]}
         held["cleaned"] = accuracy(network, numbered.held_x, numbered.held_y)
@@ -98,30 +99,57 @@ def fine_tune(
 
 
 class _Finished(Keeper):
-    """What is finished, on disk: the network after its last stage, rivals' accuracies, seconds."""
+    """What is finished, on disk: the network after its last stage, accuracies on the held-out rows, seconds.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / "finetune.json"
-        self.values: dict[str, Any] = {"stages": 0, "accuracy": {}, "seconds": {"cleaned": 0.0}}
-        self.on_keep: Callable[[nn.Module, int], None] = lambda network, stages: None
+    Args:
+        folder: made already.
+        held_x: numbers of the held-out rows (N,).
+        held_y: their labels (N,).
+    """
+
+    def __init__(self, folder: Path, held_x: Tensor, held_y: Tensor) -> None:
+        self.folder, self.path, self.held = folder, folder / "finetune.json", (held_x, held_y)
+        self.since = time.perf_counter()
+        self.values: dict[str, Any] = {"stages": 0, "accuracy": {}, "seconds": {"cleaned": 0.0}, "passes": {}}
         if self.path.exists():
             self.values = json.loads(self.path.read_text(encoding="utf-8"))
 
+    @property
+    def stages(self) -> int:
+        """How many stages of the cleaned network are done."""
+        return int(self.values["stages"])
+
     def restore(self, network: nn.Module) -> int:
-        stages: int = self.values["stages"]
-        if stages:
-            network.load_state_dict(read_tensors(self._tensors(stages)))
+        """As the last stage left it, if there was one."""
+        if self.stages:
+            network.load_state_dict(read_tensors(self._tensors(self.stages)))
             network.eval()
-        return stages
+        return self.stages
 
     def keep(self, network: nn.Module, stages: int) -> None:
+        """The network after its first stage knows the trusted rows alone, and is a rival."""
         write_tensors(self._tensors(stages), network.state_dict())
-        self.on_keep(network, stages)
+        seconds = self.values["seconds"]
+        seconds["cleaned"] += self.lap()
+        if stages == 1:
+            seconds["trusted"] = seconds["cleaned"]
+            self.score("trusted", network)
         self.values["stages"] = stages
         self.write()
         self._tensors(stages - 1).unlink(missing_ok=True)
 
+    def lap(self) -> float:
+        """Seconds since the last call."""
+        before, self.since = self.since, time.perf_counter()
+        return self.since - before
+
+    def score(self, key: str, network: nn.Module) -> None:
+        """Note the network's accuracy, if there is anything to judge it by."""
+        if len(self.held[1]):
+            self.values["accuracy"][key] = accuracy(network, *self.held)
+
     def write(self) -> None:
+        """Whole or not at all."""
         write_json(self.path, self.values)
 
     def _tensors(self, stages: int) -> Path:
@@ -177,27 +205,18 @@ class _Work:
 
     def clean(self, cleaned: Cleaned) -> TextNetwork:
         """The cleaned network, which after its first stage is the rival that knows the trusted rows alone."""
-        parts, finished = self.numbered, self.finished
-        start = [time.perf_counter()]
-
-        def on_keep(network: nn.Module, stages: int) -> None:
-            finished.values["seconds"]["cleaned"] += time.perf_counter() - start[0]
-            start[0] = time.perf_counter()
-            if stages == 1:
-                finished.values["seconds"]["trusted"] = finished.values["seconds"]["cleaned"]
-                self._score("trusted", network)
-
-        finished.on_keep = on_keep
-        tuning = Tuning(progress=self.meter)
-        rounds = Rounds(rounds=ROUNDS, first=replace(tuning, passes=self.passes(), rate=1e-4), each=tuning)
+        parts, tuning = self.numbered, Tuning(progress=self.meter)
+        self.finished.lap()
         network = self._network(self.parts.trusted_x, parts.trusted_y, FIRST)
-        stages = finished.values["stages"]
+        stages = self.finished.stages
         self.meter.done = (stages > 0) * self.passes() * len(parts.trusted_y)
         self.meter.done += max(0, stages - 1) * (len(parts.given) + len(parts.trusted_y))
-        onehot, transition = self._onehot(parts.trusted_y), cleaned.transition
-        assert transition is not None
-        weight, trusted_x = cleaned.weight, parts.trusted_x
-        rounds.fit(network, parts.x, parts.given, weight, transition, trusted_x, onehot, self.seed, finished)
+        rounds = Rounds(
+            rounds=ROUNDS, first=replace(tuning, passes=self.passes(), rate=FIRST_RATE), each=tuning
+        )
+        assert cleaned.transition is not None
+        known = cleaned.weight, cleaned.transition, parts.trusted_x, self._onehot(parts.trusted_y)
+        rounds.fit(network, parts.x, parts.given, *known, self.seed, self.finished)
         return network
 
     def compete(self) -> None:
@@ -218,12 +237,13 @@ class _Work:
             the number of passes: until the trusted rows are served no better, unless it is given.
         """
         finished = self.finished
-        passes_of: dict[str, int] = finished.values.setdefault("passes", {})
+        passes_of: dict[str, int] = finished.values["passes"]
         before = self.meter.done
         if key in passes_of:
             self.meter.skip_to(before + ROUNDS * len(y))
             return passes_of[key]
-        self.meter.text, start = f"rival: encoder, {key}", time.perf_counter()
+        self.meter.text = f"rival: encoder, {key}"
+        finished.lap()
         network = self._network(x, y, Final())
         tuning, weights, onehot = Tuning(progress=self.meter), torch.ones(len(y)), self._onehot(y)
         best, number = (-1.0, 0.0), 0
@@ -234,9 +254,9 @@ class _Work:
             if passes is None and found <= best:
                 break
             best, number = found, number + 1
-            self._score(key, network)
+            finished.score(key, network)
         self.meter.skip_to(before + ROUNDS * len(y))
-        finished.values["seconds"][key] = time.perf_counter() - start
+        finished.values["seconds"][key] = finished.lap()
         passes_of[key] = number
         finished.write()
         return number
@@ -254,8 +274,3 @@ class _Work:
 
     def _onehot(self, y: Tensor) -> Tensor:
         return functional.one_hot(y, self.classes).to(self.parts.x.dtype)
-
-    def _score(self, key: str, network: nn.Module) -> None:
-        if len(self.numbered.held_y):
-            held = accuracy(network, self.numbered.held_x, self.numbered.held_y)
-            self.finished.values["accuracy"][key] = held
