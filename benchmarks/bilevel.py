@@ -131,7 +131,7 @@ def quick() -> tuple[dict[str, Any], dict[str, Any]]:
 def at(row: str, method: str, rate: str, damping: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A method on a row at a setting that tuning does not try."""
     with pool() as executor:
-        trials = [Trial(row, method, float(rate), float(damping), seed) for seed in SEEDS]
+        trials = [Trial(row, method, float(rate), float(damping), seed) for seed in ROWS[row].seeds]
         found = line_of(method, list(executor.map(execute, trials)))
     return found, {"quick": False}
 
@@ -148,7 +148,7 @@ def main() -> None:
         "--at",
         nargs=4,
         metavar=("ROW", "METHOD", "RATE", "DAMPING"),
-        help="three seeds at one setting, no more",
+        help="the row's seeds at one setting, no more",
     )
     parser.add_argument("--json", type=Path, help="where to write all results")
     parser.add_argument("--figures", type=Path, help="folder for the figures")

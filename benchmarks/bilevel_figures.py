@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.bilevel_methods import METHODS
-from benchmarks.bilevel_protocol import SEEDS
+from benchmarks.bilevel_protocol import TUNING_SEED
 from benchmarks.bilevel_trials import ROWS
 
 __all__ = ["draw"]
@@ -91,7 +91,7 @@ def curves(details: dict[str, Any], path: Path) -> None:
     for axes, (row, methods) in zip(grid, trials.items(), strict=True):
         times = np.linspace(0, ROWS[row].seconds, 60)
         for name, (color, style) in CURVES.items():
-            found = [r for r in methods.get(name, []) if r["seed"] in SEEDS and r.get("curve")]
+            found = [r for r in methods.get(name, []) if r["seed"] != TUNING_SEED and r.get("curve")]
             if not found:
                 continue
             lines = [np.interp(times, *np.transpose(r["curve"]), left=np.nan, right=np.nan) for r in found]

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import weingarten as wg
 from benchmarks.bilevel_methods import METHODS
-from benchmarks.bilevel_protocol import Clock, Make, Probe, Result, Row, Setting
+from benchmarks.bilevel_protocol import MORE_SEEDS, Clock, Make, Probe, Result, Row, Setting
 from benchmarks.bilevel_training import DIVERGED, fresh
 from weingarten.applications.problems import (
     EpisodeSource,
@@ -59,6 +59,7 @@ class MetaRow(Row):
 
     seconds = 4.0
     rates = (1e-3, 3e-3, 1e-2, 3e-2)
+    seeds = MORE_SEEDS
     inner: ClassVar[tuple[partial, int]]
 
     @abstractmethod

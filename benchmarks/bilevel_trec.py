@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 import weingarten as wg
-from benchmarks.bilevel_protocol import Clock, Make, Probe, Result, Row, Setting
+from benchmarks.bilevel_protocol import MORE_SEEDS, Clock, Make, Probe, Result, Row, Setting
 from benchmarks.bilevel_training import accuracy, adam, fresh, timed, train
 from weingarten.applications.clean.data import stratified
 from weingarten.applications.clean.encoder import Encoder
@@ -105,6 +105,7 @@ class Questions(Row):
     seconds: float = 2.0
     rates: tuple[float, float, float, float] = (0.1, 0.3, 1.0, 3.0)
     dampings: tuple[float, float] = (1e-2, 1e-1)
+    seeds: tuple[int, ...] = MORE_SEEDS
     inner_steps: int = 40
 
     def run(self, make: Make, setting: Setting, seed: int) -> Result:

@@ -20,7 +20,7 @@ from benchmarks import (
     bilevel_trec,
 )
 from benchmarks.bilevel_methods import METHODS
-from benchmarks.bilevel_protocol import SEEDS, TUNING_SEED, Row, Setting
+from benchmarks.bilevel_protocol import TUNING_SEED, Row, Setting
 
 __all__ = ["GROUPS", "ROWS", "Trial", "best", "execute", "settings", "told", "wanted"]
 
@@ -97,7 +97,9 @@ def best(row: str, method: str, find: Find) -> Setting | None:
 def final(row: str, method: str, find: Find) -> list[Trial]:
     """The trials on every seed at the best setting; empty until that is known."""
     found = best(row, method, find)
-    return [] if found is None else [Trial(row, method, found.rate, found.damping, seed) for seed in SEEDS]
+    if found is None:
+        return []
+    return [Trial(row, method, found.rate, found.damping, seed) for seed in ROWS[row].seeds]
 
 
 def wanted(rows: list[str], find: Find) -> list[Trial]:
@@ -109,7 +111,7 @@ def wanted(rows: list[str], find: Find) -> list[Trial]:
         finals = [final(row, name, find) for name in names]
         trials += [
             trial
-            for seed in range(len(SEEDS))
+            for seed in range(len(ROWS[row].seeds))
             for trials in finals
             if trials
             for trial in trials[seed : seed + 1]
