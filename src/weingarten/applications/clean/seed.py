@@ -77,7 +77,7 @@ def run_seed(
         resume=resume and checkpoint.exists(), progress=lambda part, text: progress(whole * CLEANING * part, text),
     )  # fmt: skip
     cleaning = time.perf_counter() - start
-    rivals = compete(
+    results = compete(
         parts,
         settings.model,
         settings.hidden,
@@ -85,23 +85,23 @@ def run_seed(
         seed,
         lambda part, text: progress(whole * (CLEANING + (1 - CLEANING) * part), text),
     )
-    rivals.seconds["cleaned"] = cleaning
+    results.seconds["cleaned"] = cleaning
     if len(parts.held_y):
-        rivals.accuracy["cleaned"] = accuracy(cleaned.model, parts.held_x, parts.held_y)
+        results.accuracy["cleaned"] = accuracy(cleaned.model, parts.held_x, parts.held_y)
     head, encoding = cleaned.model, parts.encoding
     if settings.layers != "head":
         tuned = fine_tune(
-            parts, cleaned, rivals, settings, classes, seed, folder,
+            parts, cleaned, results, settings, classes, seed, folder,
             lambda part, text: progress(whole + TUNING * part, text),
         )  # fmt: skip
-        cleaned, rivals, head, encoding = tuned.cleaned, tuned.results, tuned.head, tuned.encoding
+        cleaned, results, head, encoding = tuned.cleaned, tuned.results, tuned.head, tuned.encoding
     rows, values = _rows(parts, cleaned), _values(parts, cleaned)
-    values["accuracy"] = rivals.accuracy
-    values["auroc"] |= rivals.auroc
-    values["notes"] += rivals.notes
+    values["accuracy"] = results.accuracy
+    values["auroc"] |= results.auroc
+    values["notes"] += results.notes
     values |= {
         "seed": seed,
-        "seconds": rivals.seconds | {"total": time.perf_counter() - start},
+        "seconds": results.seconds | {"total": time.perf_counter() - start},
     }
     write_tensors(folder / "rows.safetensors", rows)
     Classifier(head, encoding, source.classes).save(folder)

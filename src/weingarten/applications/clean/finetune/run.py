@@ -29,8 +29,11 @@ __all__ = ["ROUNDS", "Tuned", "fine_tune"]
 
 ROUNDS = 3
 FIRST_RATE, SEEN = 1e-4, 4000
-"""In the training on the trusted rows alone: the encoder's rate, and how many rows are seen, in 125 steps. It is the rival's, too, and
-was chosen to its favour: the best of five on two splits of TREC, where half the steps, twice and half the rate did worse on average."""
+"""In the training on the trusted rows alone: the encoder's rate, and how many rows are seen, in 125 steps.
+
+It is the rival's too and was chosen to its favour: the best of five on two splits of TREC, where half the steps, twice and half
+the rate did worse on average.
+"""
 
 
 @dataclass(frozen=True)
