@@ -76,7 +76,7 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
     trials = {
         row: {
             name: [
-                *(without_curve(found) for t in tuning(row, name) if (found := cache.get(t))),
+                *(without_curve(found) for t in tuning(row, name, cache.get) if (found := cache.get(t))),
                 *(found for t in final(row, name, cache.get) if (found := cache.get(t))),
             ]
             for name in lines

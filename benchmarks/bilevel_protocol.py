@@ -1,9 +1,9 @@
 """What a row of the bilevel benchmark is, the methods that every row compares, and their equal budget.
 
-A *row* is one task on one data set. Each of its methods gets the same number of tuning trials (outer rates times dampings; a
-method that knows no damping gets as many rates), judged by the row's metric on seed 100, then three seeds at the best setting,
-in rows of tasks 1 to 4 five more: the claim is about these, and three seeds left many of its leads undecided. A trial is a
-whole run of the task that ends when it has used the row's CPU-seconds, set-up not counted.
+A *row* is one task on one data set. Each of its methods gets the same number of tuning trials, four, judged by the row's
+metric on seed 100: four outer rates, or where there is a damping three rates and a second damping (`bilevel_trials.tuning`).
+Three seeds follow at the best setting, in rows of tasks 1 to 4 five more: the claim is about these, and three seeds left many
+of its leads undecided. A trial is a whole run of the task that ends when it has used the row's CPU-seconds, set-up not counted.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Row(ABC):
     """One task on one data set.
 
     Class attributes: ``name``; ``metric``, its name; ``seconds``, CPU-seconds of a trial; ``rates``, four outer rates,
-    increasing, of which methods with a damping try the two in the middle; ``dampings``, two; ``seeds``, of the runs at
+    increasing; ``dampings``, two, the first one tried first; ``seeds``, of the runs at
     the best setting; ``methods``, names of those that take part, or None for all.
     """
 

@@ -22,7 +22,7 @@ from benchmarks import (
 from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_protocol import TUNING_SEED, Row, Setting
 
-__all__ = ["GROUPS", "ROWS", "Trial", "best", "execute", "settings", "told", "wanted"]
+__all__ = ["GROUPS", "ROWS", "Trial", "best", "execute", "final", "told", "tuning", "wanted"]
 
 Record = dict[str, Any]
 Find = Callable[["Trial"], Record | None]
@@ -68,29 +68,44 @@ def methods_of(row: str) -> tuple[str, ...]:
     return tuple(name for name in names if symmetric or not METHODS[name].symmetric)
 
 
-def settings(row: Row, method: str) -> list[Setting]:
-    """Four settings to try: two rates at two dampings, or four rates."""
-    if METHODS[method].damped:
-        return [Setting(rate, damping) for rate in row.rates[1:3] for damping in row.dampings]
-    return [Setting(rate, row.dampings[0]) for rate in row.rates]
-
-
-def tuning(row: str, method: str) -> list[Trial]:
-    return [Trial(row, method, s.rate, s.damping, TUNING_SEED) for s in settings(ROWS[row], method)]
-
-
 def value(record: Record | None) -> float:
     """The metric, minus infinity where the run diverged."""
     metric = math.nan if record is None or record["metric"] is None else record["metric"]
     return -math.inf if math.isnan(metric) else metric
 
 
+def tuning(row: str, method: str, find: Find) -> list[Trial]:
+    """Four trials, or those of them that what is known leads to: four rates; or a search of rates and dampings.
+
+    The search tries the two middle rates at the first damping, then the next rate on the better one's side, then the best of
+    the three at the second damping.
+    """
+    (lowest, low, high, highest), (first, second) = ROWS[row].rates, ROWS[row].dampings
+
+    def trial(rate: float, damping: float) -> Trial:
+        return Trial(row, method, rate, damping, TUNING_SEED)
+
+    if not METHODS[method].damped:
+        return [trial(rate, first) for rate in ROWS[row].rates]
+    tried = [trial(low, first), trial(high, first)]
+    if None in map(find, tried):
+        return tried
+    tried.append(trial(highest if value(find(tried[1])) > value(find(tried[0])) else lowest, first))
+    if None in map(find, tried):
+        return tried
+    return [*tried, trial(_best(tried, find).rate, second)]
+
+
+def _best(trials: list[Trial], find: Find) -> Trial:
+    return max(trials, key=lambda trial: value(find(trial)))
+
+
 def best(row: str, method: str, find: Find) -> Setting | None:
     """The setting with the highest metric on the tuning seed; None while a trial is missing."""
-    tried = [(find(trial), trial) for trial in tuning(row, method)]
-    if any(record is None for record, _ in tried):
+    tried = tuning(row, method, find)
+    if None in map(find, tried):
         return None
-    trial = max(tried, key=lambda pair: value(pair[0]))[1]
+    trial = _best(tried, find)
     return Setting(trial.rate, trial.damping)
 
 
@@ -104,20 +119,14 @@ def final(row: str, method: str, find: Find) -> list[Trial]:
 
 def wanted(rows: list[str], find: Find) -> list[Trial]:
     """Trials that can be run now and have not been: methods of a row in turns, so that all meet the same load of the machine."""
-    found = []
+    lacking = []
     for row in rows:
         names = methods_of(row)
-        trials = [trial for name in names for trial in tuning(row, name)]
-        finals = [final(row, name, find) for name in names]
-        trials += [
-            trial
-            for seed in range(len(ROWS[row].seeds))
-            for trials in finals
-            if trials
-            for trial in trials[seed : seed + 1]
-        ]
-        found += [trial for trial in trials if find(trial) is None]
-    return found
+        trials = [trial for name in names for trial in tuning(row, name, find)]
+        finals = [found for found in (final(row, name, find) for name in names) if found]
+        trials += [trial for turn in zip(*finals, strict=True) for trial in turn]
+        lacking += [trial for trial in trials if find(trial) is None]
+    return lacking
 
 
 def execute(trial: Trial) -> Record:

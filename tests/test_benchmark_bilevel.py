@@ -11,7 +11,7 @@ from benchmarks.bilevel_encoder import summary as encoder_summary
 from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_protocol import MORE_SEEDS, SEEDS, TUNING_SEED, Clock
 from benchmarks.bilevel_summary import ahead, line_of
-from benchmarks.bilevel_trials import ROWS, Trial, best, final, methods_of, settings, wanted
+from benchmarks.bilevel_trials import ROWS, Trial, best, final, methods_of, tuning, wanted
 from benchmarks.peak_memory import tensor_peak
 
 ROW = "images MLP"
@@ -27,23 +27,42 @@ def records(metric):
     return find
 
 
-def test_every_method_of_every_row_has_as_many_tuning_trials():
+@pytest.mark.parametrize("better", [1, -1])
+def test_every_method_of_every_row_has_as_many_tuning_trials(better):
+    find = records(lambda trial: better * trial.rate)
     for row in ROWS.values():
-        for name in METHODS:
-            tried = settings(row, name)
-            assert len(tried) == len({(s.rate, s.damping) for s in tried}) == 4
-            assert len({s.damping for s in tried}) == (2 if METHODS[name].damped else 1)
+        for name in methods_of(row.name):
+            tried = {(t.rate, t.damping) for t in tuning(row.name, name, find)}
+            assert len(tried) == 4
+            assert max(better * rate for rate, _ in tried) == max(better * rate for rate in row.rates)
+            assert len({damping for _, damping in tried}) == (2 if METHODS[name].damped else 1)
 
 
-def test_seeds_run_at_the_best_setting_once_all_of_tuning_is_there():
+def test_rates_and_dampings_are_searched_one_after_the_other():
+    known = {}
+
+    def find(trial):
+        return known.get((trial.rate, trial.damping))
+
+    (_, low, high, highest), (first, second) = ROWS[ROW].rates, ROWS[ROW].dampings
+    steps = [(low, first, 0.5), (high, first, 0.6), (highest, first, 0.55), (high, second, 0.7)]
+    for rate, damping, metric in steps:
+        assert best(ROW, "KFAC", find) is None
+        assert final(ROW, "KFAC", find) == []
+        assert (rate, damping) in {(t.rate, t.damping) for t in tuning(ROW, "KFAC", find)}
+        known[rate, damping] = {"metric": metric}
+    assert [(t.rate, t.damping) for t in tuning(ROW, "KFAC", find)] == [step[:2] for step in steps]
+    found = best(ROW, "KFAC", find)
+    assert found is not None
+    assert (found.rate, found.damping) == (high, second)
+
+
+def test_seeds_run_at_the_best_setting():
     by_rate = records(lambda trial: -abs(trial.rate - 0.3) if trial.seed == TUNING_SEED else None)
     found = best(ROW, "KFAC", by_rate)
     assert found is not None
     assert found.rate == 0.3
     assert [trial.seed for trial in final(ROW, "KFAC", by_rate)] == list(MORE_SEEDS)
-    one_lacks = records(lambda t: None if (t.rate, t.damping) == (1.0, 0.1) else 0.5)
-    assert best(ROW, "KFAC", one_lacks) is None
-    assert final(ROW, "KFAC", one_lacks) == []
 
 
 def test_a_setting_that_diverges_is_never_the_best():
@@ -53,12 +72,12 @@ def test_a_setting_that_diverges_is_never_the_best():
 
 
 def test_what_is_wanted_is_what_lacks():
-    nothing = wanted([ROW], records(lambda trial: None))
-    assert len(nothing) == 4 * len(methods_of(ROW))
+    nothing, names = wanted([ROW], records(lambda trial: None)), methods_of(ROW)
+    assert len(nothing) == sum(2 if METHODS[name].damped else 4 for name in names)
     assert {trial.seed for trial in nothing} == {TUNING_SEED}
     tuned = wanted([ROW], records(lambda t: 0.5 if t.seed == TUNING_SEED else None))
-    assert len(tuned) == len(MORE_SEEDS) * len(methods_of(ROW))
-    assert [trial.method for trial in tuned[:2]] == list(methods_of(ROW))[:2]  # in turns
+    assert len(tuned) == len(MORE_SEEDS) * len(names)
+    assert [trial.method for trial in tuned[:2]] == list(names)[:2]  # in turns
     assert wanted([ROW], records(lambda trial: 0.5)) == []
 
 
