@@ -204,6 +204,11 @@ def test_saved_model_carries_its_encoder(whole, job, encoder):
     }  # fmt: skip
 
 
+def test_saving_an_encoder_prints_nothing(parts, tmp_path, capfd):
+    encoder_of(texts_in(parts.encoding)).save(tmp_path / "encoder")
+    assert capfd.readouterr() == ("", "")
+
+
 def trainings(monkeypatch):
     """Seeds of the trainings that were done."""
     original, calls = Tuning.fit, []

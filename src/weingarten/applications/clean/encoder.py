@@ -101,8 +101,9 @@ class Encoder:
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer so that :meth:`load` reads them again."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        with _transformers("save"):
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text if nothing is cut off, special ones included."""
