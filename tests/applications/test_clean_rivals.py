@@ -2,11 +2,12 @@ import builtins
 
 import pytest
 import torch
+from torch.nn import functional
 
 from tests.applications.tables import brief, flowers
 from weingarten.applications.clean.data import split
 from weingarten.applications.clean.network import build_network
-from weingarten.applications.clean.rivals import auroc, compete
+from weingarten.applications.clean.rivals import _cleanlab, auroc, compete
 from weingarten.applications.clean.source import Request, load
 
 
@@ -57,6 +58,19 @@ def test_without_cleanlab_the_others_remain(digits, monkeypatch):
         rivals = compete(digits, "linear", 64, 10, 0, quietly)
     assert rivals.accuracy.keys() == {"trusted", "both", "all", "true"}
     assert "cleanlab is not installed" in rivals.notes[0]
+
+
+def test_what_cleanlab_warns_of_is_a_note(recwarn):
+    given = torch.tensor([0] * 10 + [1] * 10 + [2])
+    probability = (functional.one_hot(given, 3) + 0.1) / 1.3
+    notes = []
+    kept, quality = _cleanlab(given, probability, notes)
+    assert kept is not None
+    assert quality is not None
+    (note,) = notes
+    assert note.startswith("cleanlab warned")
+    assert "class: 2" in note
+    assert len(recwarn) == 0
 
 
 def test_auroc():

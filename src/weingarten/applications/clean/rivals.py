@@ -6,6 +6,7 @@ Every rival chooses its training by the trusted rows, and what the cleaned model
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -169,11 +170,15 @@ def _cleanlab(given: Tensor, probability: Tensor, notes: list[str]) -> tuple[Ten
     labels, predicted = given.numpy(), probability.numpy()
     arguments: dict[str, Any] = {"labels": labels, "pred_probs": predicted}
     try:
-        keep = ~np.asarray(find_label_issues(**arguments, n_jobs=1))
-        quality = np.asarray(get_label_quality_scores(**arguments, adjust_pred_probs=True))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            keep = ~np.asarray(find_label_issues(**arguments, n_jobs=1))
+            quality = np.asarray(get_label_quality_scores(**arguments, adjust_pred_probs=True))
     except (ValueError, AssertionError) as error:
         notes.append(f"cleanlab could not judge these labels: {str(error).splitlines()[0]}")
         return None, None
+    said = dict.fromkeys(str(w.message).strip() for w in caught if issubclass(w.category, UserWarning))
+    notes += [f"cleanlab warned (it numbers the classes in order, from 0): {words}" for words in said]
     if keep.sum() < 2 or len(np.unique(labels[keep])) < 2:
         notes.append("cleanlab kept less than two classes, so there is nothing to train on.")
         return None, torch.from_numpy(quality)
