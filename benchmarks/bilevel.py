@@ -40,7 +40,7 @@ def kept(path: Path, make: Any) -> Any:
 
 
 def without_curve(record: dict[str, Any]) -> dict[str, Any]:
-    """A trial that served tuning alone."""
+    """A trial whose curve is not shown: of tuning, or of a seed beyond the first three."""
     return {key: value for key, value in record.items() if key != "curve"}
 
 
@@ -77,7 +77,11 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
         row: {
             name: [
                 *(without_curve(found) for t in tuning(row, name, cache.get) if (found := cache.get(t))),
-                *(found for t in final(row, name, cache.get) if (found := cache.get(t))),
+                *(
+                    found if t.seed in SEEDS else without_curve(found)
+                    for t in final(row, name, cache.get)
+                    if (found := cache.get(t))
+                ),
             ]
             for name in lines
         }

@@ -85,7 +85,7 @@ def panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
 
 
 def curves(details: dict[str, Any], path: Path) -> None:
-    """A panel a row: the outer loss against CPU-seconds at the methods' best settings, median of the seeds."""
+    """A panel a row: the outer loss against CPU-seconds at the methods' best settings, median of the first seeds."""
     trials = details["trials"]
     figure, grid = panels(len(trials), 3.3, 2.5)
     for axes, (row, methods) in zip(grid, trials.items(), strict=True):
