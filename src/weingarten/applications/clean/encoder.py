@@ -65,7 +65,8 @@ class Encoder:
         """
         folder = Path(folder)
         _check(folder, option)
-        with _transformers(option) as transformers:
+        transformers = _transformers(option)
+        with _silent(transformers.utils.logging):
             try:
                 where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
                 tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **where)
@@ -101,7 +102,9 @@ class Encoder:
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer so that :meth:`load` reads them again."""
-        with _transformers("save"):
+        import transformers
+
+        with _silent(transformers.utils.logging):
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 
@@ -199,21 +202,25 @@ def _limit(tokenizer: Any, model: Any) -> int:
     return min(known, default=LIMIT)
 
 
-@contextmanager
-def _transformers(option: str) -> Iterator[Any]:
-    """The package, silent within the block: its messages and bars would break into ours."""
+def _transformers(option: str) -> Any:
+    """The package."""
     try:
         import transformers
     except ImportError:
         raise UserError(
             f"{option}: transformers is not installed; run: pip install 'weingarten[text]'"
         ) from None
-    logging = transformers.utils.logging
+    return transformers
+
+
+@contextmanager
+def _silent(logging: Any) -> Iterator[None]:
+    """Within the block the package's messages and bars do not break into ours."""
     before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield transformers
+        yield
     finally:
         logging.set_verbosity(before)
         if bar:
