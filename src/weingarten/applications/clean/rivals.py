@@ -27,6 +27,8 @@ __all__ = ["ACCURACY", "AUROC", "RivalResults", "auroc", "compete", "merit"]
 TRAININGS = (*(Final(weight_decay=decay, mixup=False) for decay in (1e-3, 1e-2, 3e-2)), Final())
 """Without and with mixup; the cleaned model first learns like the second of these, in its rounds like the last."""
 FOLDS = 5
+TOLD = (UserWarning, RuntimeWarning)
+"""Of cleanlab's warnings, those about the data: they become notes. Those for its developers are left out."""
 
 ACCURACY = {
     "cleaned": "cleaned by weingarten",
@@ -171,13 +173,15 @@ def _cleanlab(given: Tensor, probability: Tensor, notes: list[str]) -> tuple[Ten
     arguments: dict[str, Any] = {"labels": labels, "pred_probs": predicted}
     try:
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
+            warnings.simplefilter("ignore")
+            for category in TOLD:
+                warnings.simplefilter("always", category)
             keep = ~np.asarray(find_label_issues(**arguments, n_jobs=1))
             quality = np.asarray(get_label_quality_scores(**arguments, adjust_pred_probs=True))
     except (ValueError, AssertionError) as error:
         notes.append(f"cleanlab could not judge these labels: {str(error).splitlines()[0]}")
         return None, None
-    said = dict.fromkeys(str(w.message).strip() for w in caught if issubclass(w.category, UserWarning))
+    said = dict.fromkeys(str(warning.message).strip() for warning in caught)
     notes += [f"cleanlab warned (it numbers the classes in order, from 0): {words}" for words in said]
     if keep.sum() < 2 or len(np.unique(labels[keep])) < 2:
         notes.append("cleanlab kept less than two classes, so there is nothing to train on.")
