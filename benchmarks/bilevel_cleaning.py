@@ -27,7 +27,7 @@ from weingarten.applications.clean.data import Parts, split
 from weingarten.applications.clean.encoding import Encoding
 from weingarten.applications.clean.levels import row_weight
 from weingarten.applications.clean.network import accuracy, build_network
-from weingarten.applications.clean.recipe import Cleaned, clean_labels
+from weingarten.applications.clean.recipe import FIRST_KEPT, Cleaned, clean_labels
 from weingarten.applications.clean.rivals import compete
 from weingarten.applications.clean.rounds import Rounds
 from weingarten.applications.clean.settings import Settings
@@ -66,71 +66,75 @@ class Given:
         """Accuracy on the held-out rows."""
         return accuracy(network, self.held_x, self.held_y)
 
-    def cleaned(self) -> tuple[Cleaned, dict[str, float]]:
-        """By the recipe, and its accuracy with the noise model used untried: as it begins, or as the loop leaves it.
+    def clean(self) -> tuple[Cleaned, float]:
+        """By the recipe, and the CPU-seconds of it: other processes do not count."""
+        start = time.process_time()
+        found = clean_labels(*self.arguments())
+        return found, round(time.process_time() - start, 1)
+
+    def untried(self, found: Cleaned) -> dict[str, float]:
+        """Accuracies with a noise model that no held-back rows were asked about: as it begins, or as the loop leaves it.
 
         As it begins it comes with the weights at their start: without hypergradients.
         """
-        found, task = clean_labels(*self.arguments()), Task.make(*self.arguments())
+        task = Task.make(*self.arguments())
         assert task.first is not None
+        accuracies = {"cleaned, no loop": self._taught(row_weight(task.levels.start(task.first)), task.first)}
+        if FIRST_KEPT not in found.notes:
+            return accuracies | {"cleaned, the loop's": self.judged(found.model)}
         hparams = task.solve(self.settings, self.seed)[0].hparams
-        untried = {
-            "cleaned, no loop": (row_weight(task.levels.start(task.first)), task.first),
-            "cleaned, the loop's": (row_weight(hparams), task.levels.transition(hparams)),
-        }
+        looped = self._taught(row_weight(hparams), task.levels.transition(hparams))
+        return accuracies | {"cleaned, the loop's": looped}
+
+    def _taught(self, weight: Tensor, transition: Tensor) -> float:
+        """Accuracy of a network that is taught with these."""
+        settings, features = self.settings, self.x.shape[1]
+        network = build_network(settings.model, features, settings.hidden, self.classes, self.seed + 1)
         trusted = functional.one_hot(self.trusted_y, self.classes).to(self.x)
-        accuracies = {"cleaned": self.judged(found.model)}
-        for key, (weight, transition) in untried.items():
-            settings = self.settings
-            network = build_network(
-                settings.model, self.x.shape[1], settings.hidden, self.classes, self.seed + 1
-            )
-            known = weight, transition, self.trusted_x, trusted
-            accuracies[key] = self.judged(Rounds().fit(network, self.x, self.labels, *known, self.seed))
-        return found, accuracies
-
-
-def once(trusted: int, seed: int) -> dict[str, Any]:
-    """One split of TREC by one thread: accuracies on the other checked questions, on the training questions' truth, AUROCs."""
-    torch.set_num_threads(1)
-    given, start = split_of(trusted, seed), time.process_time()  # other processes do not count
-    clean_labels(*given.arguments())
-    seconds = time.process_time() - start
-    found, held = given.cleaned()
-    parts = Parts(
-        Encoding(()), torch.arange(len(given.x)), given.x, given.labels, given.truth, given.trusted_x,
-        given.trusted_y, given.held_x, given.held_y,
-    )  # fmt: skip
-    others = compete(
-        parts, given.settings.model, given.settings.hidden, CLASSES, seed, lambda part, text: None
-    )
-    plain, wrong = logistic(given), (given.labels != given.truth).numpy()
-    held |= others.accuracy | {LOGISTIC: float(plain.score(given.held_x.numpy(), given.held_y.numpy()))}
-    return {
-        "accuracy": held,
-        "on training questions": {
-            "cleaned": accuracy(found.model, given.x, given.truth),
-            LOGISTIC: float(plain.score(given.x.numpy(), given.truth.numpy())),
-        },
-        "auroc": {"cleaned": float(roc_auc_score(wrong, found.score.numpy()))} | others.auroc,
-        "loop's noise model": not found.notes,
-        "seconds": round(seconds, 1),
-    }
+        known = weight, transition, self.trusted_x, trusted
+        return self.judged(Rounds().fit(network, self.x, self.labels, *known, self.seed))
 
 
 def quickly(trusted: int = 100, seed: int = 0) -> dict[str, Any]:
     """One split of TREC against logistic regression alone."""
     torch.set_num_threads(1)
-    given, start = split_of(trusted, seed), time.process_time()
-    found = clean_labels(*given.arguments())
-    seconds = time.process_time() - start
-    rival = float(logistic(given).score(given.held_x.numpy(), given.held_y.numpy()))
+    given = split_of(trusted, seed)
+    return against_logistic(given, *given.clean())
+
+
+def once(trusted: int, seed: int) -> dict[str, Any]:
+    """One split of TREC against every rival, and with other noise models."""
+    torch.set_num_threads(1)
+    given = split_of(trusted, seed)
+    found, seconds = given.clean()
+    entry = against_logistic(given, found, seconds)
+    parts = Parts(
+        Encoding(()), torch.arange(len(given.x)), given.x, given.labels, given.truth, given.trusted_x,
+        given.trusted_y, given.held_x, given.held_y,
+    )  # fmt: skip
+    settings = given.settings
+    others = compete(parts, settings.model, settings.hidden, CLASSES, seed, lambda part, text: None)
+    entry["accuracy"] |= given.untried(found) | others.accuracy
+    entry["auroc"] |= others.auroc
+    return entry
+
+
+def against_logistic(given: Given, found: Cleaned, seconds: float) -> dict[str, Any]:
+    """Accuracies on the other checked questions and on the training questions' truth, AUROC, and whose noise model was taken."""
+    plain = LogisticRegression(max_iter=2000).fit(given.trusted_x.numpy(), given.trusted_y.numpy())
     wrong = (given.labels != given.truth).numpy()
     return {
-        "accuracy": {"cleaned": given.judged(found.model), LOGISTIC: rival},
-        "on training questions": {"cleaned": accuracy(found.model, given.x, given.truth)},
+        "accuracy": {
+            "cleaned": given.judged(found.model),
+            LOGISTIC: float(plain.score(given.held_x.numpy(), given.held_y.numpy())),
+        },
+        "on training questions": {
+            "cleaned": accuracy(found.model, given.x, given.truth),
+            LOGISTIC: float(plain.score(given.x.numpy(), given.truth.numpy())),
+        },
         "auroc": {"cleaned": float(roc_auc_score(wrong, found.score.numpy()))},
-        "seconds": round(seconds, 1),
+        "loop's noise model": FIRST_KEPT not in found.notes,
+        "seconds": seconds,
     }
 
 
@@ -144,10 +148,6 @@ def split_of(trusted: int, seed: int) -> Given:
     )  # fmt: skip
 
 
-def logistic(given: Given) -> LogisticRegression:
-    return LogisticRegression(max_iter=2000).fit(given.trusted_x.numpy(), given.trusted_y.numpy())
-
-
 def on_digits(noise: str, seed: int) -> dict[str, Any]:
     """The command's digits with noise put in: the three accuracies, and whose noise model was taken."""
     torch.set_num_threads(1)
@@ -157,8 +157,9 @@ def on_digits(noise: str, seed: int) -> dict[str, Any]:
         parts.x, parts.given, parts.truth, parts.trusted_x, parts.trusted_y, parts.held_x, parts.held_y, 10,
         settings, seed,
     )  # fmt: skip
-    found, held = given.cleaned()
-    return {"accuracy": held, "loop's noise model": not found.notes}
+    found, _ = given.clean()
+    held = {"cleaned": given.judged(found.model)} | given.untried(found)
+    return {"accuracy": held, "loop's noise model": FIRST_KEPT not in found.notes}
 
 
 def gained(seeds: tuple[int, ...], sizes: tuple[int, ...] = TRUSTED) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from weingarten.applications.clean.settings import Settings
 from weingarten.applications.clean.task import Task
 from weingarten.tree import TreeLike
 
-__all__ = ["Cleaned", "Settings", "choose_transition", "clean_labels"]
+__all__ = ["FIRST_KEPT", "Cleaned", "Settings", "choose_transition", "clean_labels"]
 
 LOOP = 0.9
 """The outer loop's share of the progress bar."""
