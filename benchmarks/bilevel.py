@@ -22,7 +22,7 @@ from benchmarks.bilevel_probes import probed
 from benchmarks.bilevel_protocol import SEEDS
 from benchmarks.bilevel_summary import ahead, compared, line_of, overview, printed, tasks_ahead
 from benchmarks.bilevel_trec import DATA
-from benchmarks.bilevel_trials import ROWS, Trial, execute, final, told, tuning, wanted
+from benchmarks.bilevel_trials import ROWS, Trial, execute, final, methods_of, told, tuning, wanted
 from benchmarks.environment import report
 from benchmarks.trial_pool import WORKERS, Cache, pool, work_off
 
@@ -133,9 +133,23 @@ def quick() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def at(row: str, method: str, rate: str, damping: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A method on a row at a setting that tuning does not try."""
+    """A method on a row at a setting that tuning need not try.
+
+    Raises:
+        ValueError: if the row, or the method among the row's, is not known, or a number is none.
+    """
+    if row not in ROWS:
+        raise ValueError(f"--at: found the row {row!r}, expected one of {'; '.join(ROWS)}")
+    if method not in methods_of(row):
+        raise ValueError(f"--at: found the method {method!r}, expected one of {'; '.join(methods_of(row))}")
+    try:
+        setting = float(rate), float(damping)
+    except ValueError:
+        raise ValueError(
+            f"--at: found {rate!r} and {damping!r}, expected a rate and a damping as numbers"
+        ) from None
     with pool() as executor:
-        trials = [Trial(row, method, float(rate), float(damping), seed) for seed in ROWS[row].seeds]
+        trials = [Trial(row, method, *setting, seed) for seed in ROWS[row].seeds]
         found = line_of(method, list(executor.map(execute, trials)))
     return found, {"quick": False}
 
@@ -144,11 +158,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a part of it, in under three minutes")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--quick", action="store_true", help="a part of it, in under three minutes")
     parser.add_argument(
         "--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="; ".join(ROWS)
     )
-    parser.add_argument(
+    part.add_argument(
         "--at",
         nargs=4,
         metavar=("ROW", "METHOD", "RATE", "DAMPING"),
@@ -160,10 +175,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=WORKERS, help="trials side by side")
     parser.add_argument("--summary", action="store_true", help="run no trials, summarise those there are")
     arguments = parser.parse_args()
-    whole = not arguments.quick and arguments.at is None
-    summary, details = full(arguments) if whole else quick() if arguments.quick else at(*arguments.at)
-    if arguments.figures is not None and whole:
-        bilevel_figures.draw(details, arguments.figures)
+    if arguments.at is not None:
+        try:
+            summary, details = at(*arguments.at)
+        except ValueError as error:
+            parser.error(str(error))
+    elif arguments.quick:
+        summary, details = quick()
+    else:
+        summary, details = full(arguments)
+        if arguments.figures is not None:
+            bilevel_figures.draw(details, arguments.figures)
     report(summary, details, arguments.json)
 
 

