@@ -48,6 +48,7 @@ __all__ = ["app"]
 
 ENCODER = "With --text: a Hugging Face encoder's folder (config.json, tokenizer, model.safetensors)."
 LAYERS = "With --text: train the head alone, the encoder's last block too, or all layers (head, last, all)."
+DEVICE = "With --text: what the encoder runs on (auto: a CUDA GPU where there is one; cpu, cuda, cuda:1)."
 IMAGES = "The column of paths of image files, relative to the table's folder; pixels are features."
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -104,6 +105,7 @@ def clean(
     encoder: Annotated[str | None, typer.Option(help=ENCODER)] = None,
     images: Annotated[str | None, typer.Option(help=IMAGES)] = None,
     layers: Annotated[str, typer.Option(help=LAYERS)] = Settings.layers,
+    device: Annotated[str, typer.Option(help=DEVICE)] = Request.device,
     model: Annotated[str, typer.Option(help="linear or mlp.")] = Settings.model,
     hidden: Annotated[int, typer.Option(help="Hidden units of the mlp.")] = Settings.hidden,
     method: Annotated[
@@ -134,7 +136,17 @@ def clean(
     """
     job = Job(
         Request(
-            train, label, trusted, trusted_size, held_out, noise, tuple(drop or ()), text, encoder, images
+            train,
+            label,
+            trusted,
+            trusted_size,
+            held_out,
+            noise,
+            tuple(drop or ()),
+            text,
+            encoder,
+            images,
+            device,
         ),
         Settings(model, hidden, method, damping, steps, seconds, correct_labels, layers),
         seeds,

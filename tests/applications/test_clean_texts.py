@@ -206,6 +206,22 @@ def bad_inputs():
         "part of the weights": (weights, both, "--encoder: the weights of e lack encoder.layer.1.output"),
         "no encoder": (None, text, "--text: found 'question' without an encoder"),
         "no text": (None, encoder, "--encoder: found without --text"),
+        "unknown device": (
+            None,
+            [*both, "--device", "gpu"],
+            "--device: found 'gpu', which torch cannot use here",
+        ),
+        "absent device": (None, [*both, "--device", "cuda:99"], "--device: found 'cuda:99', which torch"),
+        "device of nothing": (
+            None,
+            [*both, "--device", "meta"],
+            "--device: found 'meta', which torch cannot",
+        ),
+        "device alone": (
+            None,
+            ["--drop", "question", "--device", "cuda"],
+            "--device: found 'cuda' without --text",
+        ),
         "both": (None, [*both, "--images", "length"], "--text and --images: found together"),
         "no column": (
             None,

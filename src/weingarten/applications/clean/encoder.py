@@ -51,7 +51,7 @@ class Encoder:
     limit: int
 
     @staticmethod
-    def load(folder: str | Path, option: str = "--encoder") -> Encoder:
+    def load(folder: str | Path, option: str = "--encoder", device: str = "cpu") -> Encoder:
         """The encoder of a folder with ``config.json``, a tokenizer and ``model.safetensors``.
 
         Nothing is fetched from anywhere, and no code in the folder is run.
@@ -59,11 +59,12 @@ class Encoder:
         Args:
             folder: in the layout of Hugging Face's ``save_pretrained``.
             option: what the user calls it, for error messages.
+            device: what it runs on: ``auto``, which is a CUDA GPU where there is one, or a name that torch knows.
 
         Raises:
-            UserError: if transformers is not installed, or the folder holds no usable encoder.
+            UserError: if transformers is not installed, the folder holds no usable encoder, or the device is not here.
         """
-        folder = Path(folder)
+        folder, place = Path(folder), _place(device)
         _check(folder, option)
         transformers = _transformers(option)
         with _silent(transformers.utils.logging):
@@ -90,7 +91,7 @@ class Encoder:
                     f"{option}: the tokenizer of {folder} has no padding token; set pad_token in it"
                 )
             tokenizer.pad_token = tokenizer.eos_token
-        model = model.float().eval().requires_grad_(False)
+        model = model.float().eval().requires_grad_(False).to(place)
         encoder = Encoder(folder.resolve().name, _digest(folder), tokenizer, model, _limit(tokenizer, model))
         try:
             encoder.encode(["a"])
@@ -121,14 +122,20 @@ class Encoder:
         found = self.tokenizer(list(texts), truncation=True, max_length=self.limit, verbose=False)
         return [torch.tensor(row) for row in found["input_ids"]]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; texts go there and vectors come back."""
+        place: torch.device = next(self.model.parameters()).device
+        return place
+
     def vectors(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Vectors (N, D) of texts given by their tokens, in one batch; differentiable in the model's parameters."""
+        """Vectors (N, D) of texts given by their tokens, in one batch; differentiable in the model's parameters; on the CPU."""
         lengths = torch.tensor([len(row) for row in tokens])
         ids = pad_sequence(list(tokens), batch_first=True, padding_value=self.tokenizer.pad_token_id)
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(self.device)
+        hidden = self.model(input_ids=ids.to(self.device), attention_mask=mask).last_hidden_state
         weight = mask[..., None].to(hidden)
-        return normalize((hidden * weight).sum(1) / weight.sum(1).clamp_min(1.0), dim=1)
+        return normalize((hidden * weight).sum(1) / weight.sum(1).clamp_min(1.0), dim=1).cpu()
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], progress: Callable[[int], None] = lambda done: None) -> np.ndarray:
@@ -149,6 +156,21 @@ class Encoder:
             found.append(vectors.numpy())
             progress(min(start + BATCH, len(texts)))
         return np.concatenate(found)
+
+
+def _place(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.zeros(1, device=place).item()  # not on a device that is absent or, as meta, holds nothing
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(
+            f"--device: found {device!r}, which torch cannot use here ({reason}); expected auto, cpu, or another device "
+            "of this machine, such as cuda"
+        ) from None
+    return place
 
 
 def _check(folder: Path, option: str) -> None:

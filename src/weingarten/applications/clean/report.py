@@ -193,7 +193,13 @@ def _settings(summary: Summary) -> list[tuple[str, Any]]:
         if value not in ([], ())
     ]
     unset = {"label", "trusted", "noise", "held out", "trusted size"}
-    absent = {("text", "auto"), ("encoder", "auto"), ("images", "auto"), ("layers", "head")}
+    absent = {
+        ("text", "auto"),
+        ("encoder", "auto"),
+        ("images", "auto"),
+        ("device", "auto"),
+        ("layers", "head"),
+    }
     named = [pair for pair in named if pair not in absent]
     named = [(key, "default" if key in unset and value == "auto" else value) for key, value in named]
     return [*named, ("seeds", ", ".join(map(str, summary.values["seeds"])))]

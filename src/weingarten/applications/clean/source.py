@@ -35,6 +35,7 @@ class Request:
     text: str | None = None
     encoder: str | None = None
     images: str | None = None
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,10 @@ def _check_readers(request: Request) -> None:
         raise UserError(
             "--encoder: found without --text, expected the name of the column to encode; add --text COLUMN"
         )
+    if request.device not in ("auto", "cpu") and request.text is None:
+        raise UserError(
+            f"--device: found {request.device!r} without --text, expected auto or cpu; an encoder alone runs elsewhere"
+        )
 
 
 def _readers(request: Request, source: Source) -> dict[str, Reader]:
@@ -141,7 +146,7 @@ def _readers(request: Request, source: Source) -> dict[str, Reader]:
     found: dict[str, Reader] = {}
     if request.text is not None:
         assert request.encoder is not None
-        found[request.text] = Texts(Encoder.load(request.encoder))
+        found[request.text] = Texts(Encoder.load(request.encoder, device=request.device))
     if request.images is not None:
         found[request.images] = Images.fit(source.train.features[request.images], source.train.name)
     for name, reader in found.items():

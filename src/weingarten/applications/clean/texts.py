@@ -50,6 +50,8 @@ class Texts(Reader):
         notes = [
             f"Column {column.name} holds texts. The encoder {self.encoder.name} turned them into numbers: {how}."
         ]
+        if self.encoder.device.type != "cpu":
+            notes[0] += f" It ran on {self.encoder.device}, whose rounding may differ from another device's."
         longer = sum(self._lengths[text] > self.encoder.limit for text in texts)
         if longer:
             notes.append(

@@ -61,7 +61,8 @@ class Tuning:
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warm, (total - step) / (total - warm + 1))
         )
-        with torch.random.fork_rng(devices=[]):
+        place = network.reader.device
+        with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
             torch.manual_seed(seed)  # of dropout
             network.train()
             for rows in self._batches(network, x, torch.Generator().manual_seed(seed)):
