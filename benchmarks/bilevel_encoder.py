@@ -2,7 +2,7 @@
 
 Given are the 5,033 training questions with their weak labels, trusted are some of the 500 checked ones, and accuracy is measured
 on the rest of these. Every run is the whole command: reading, encoding, cleaning with the frozen encoder, training it, rivals,
-report. It uses all cores.
+report. It uses all cores, and a GPU for the encoder if there is one; the two are separate lines of the result.
 
     python -m benchmarks.bilevel_encoder [--json PATH] [--layers last all] [--trusted 100] [--splits 0 1 2]
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.bilevel_trec import DATA, checked, encoder_folder, texts
@@ -48,6 +49,11 @@ def tables(trusted: int, split: int, folder: Path) -> tuple[Path, Path, Path]:
     return paths[0], paths[1], paths[2]
 
 
+def device() -> str:
+    """What the encoder runs on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 def once(layers: str, trusted: int, split: int) -> dict[str, Any]:
     """Accuracies on the held-out questions, AUROC of the ranking of wrong labels by the truth, and seconds of the whole."""
     with tempfile.TemporaryDirectory() as name:
@@ -68,6 +74,7 @@ def once(layers: str, trusted: int, split: int) -> dict[str, Any]:
         "layers": layers,
         "trusted": trusted,
         "split": split,
+        "device": device(),
         "accuracy": {key: round(value["mean"], 4) for key, value in found["accuracy"].items()},
         "auroc": round(float(roc_auc_score(wrong, labels["score"])), 4),
         "seconds": round(seconds, 1),
@@ -76,13 +83,13 @@ def once(layers: str, trusted: int, split: int) -> dict[str, Any]:
 
 
 def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over splits, by layers and number of trusted questions."""
+    """Means over splits, by layers, number of trusted questions and device."""
     lines = {}
-    for layers, trusted in sorted({(e["layers"], e["trusted"]) for e in entries}):
-        same = [e for e in entries if (e["layers"], e["trusted"]) == (layers, trusted)]
+    for kind in sorted({(e["layers"], e["trusted"], e["device"]) for e in entries}):
+        same = [e for e in entries if (e["layers"], e["trusted"], e["device"]) == kind]
         mean = {key: statistics.mean(e["accuracy"][key] for e in same) for key in same[0]["accuracy"]}
         best = max(RIVALS, key=lambda key: mean.get(key, 0.0))
-        lines[f"{layers}, {trusted} trusted"] = {
+        lines[f"{kind[0]}, {kind[1]} trusted, {kind[2]}"] = {
             "splits": len(same),
             "accuracy": {key: round(value, 4) for key, value in mean.items()},
             "best rival": best,
@@ -105,11 +112,11 @@ def main() -> None:
     entries: list[dict[str, Any]] = []
     if arguments.json is not None and arguments.json.exists():
         entries = json.loads(arguments.json.read_text())["runs"]
-    known = {(e["layers"], e["trusted"], e["split"]) for e in entries}
+    known = {(e["layers"], e["trusted"], e["split"], e["device"]) for e in entries}
     for split in arguments.splits:
         for trusted in arguments.trusted:
             for layers in arguments.layers:
-                if (layers, trusted, split) not in known:
+                if (layers, trusted, split, device()) not in known:
                     entries.append(once(layers, trusted, split))
                     print(json.dumps(entries[-1]), flush=True)
                     report(summary(entries), {"runs": entries}, arguments.json)

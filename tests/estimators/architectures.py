@@ -200,11 +200,13 @@ class Grid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.shifts.chunk(2)
-        places = self.table(torch.arange(9).view(3, 3)).transpose(0, 1)[
+        places = self.table(torch.arange(9, device=x.device).view(3, 3)).transpose(0, 1)[
             :2
         ]  # (2, 3, width), not as in the table
         h = torch.tanh(x + places + first)
-        scores = self.scores(torch.tensor([[0, 1, 2], [1, 1, 0]])).permute(2, 0, 1)  # (2 heads, 2, 3)
+        scores = self.scores(torch.tensor([[0, 1, 2], [1, 1, 0]], device=x.device)).permute(
+            2, 0, 1
+        )  # (2 heads, 2, 3)
         h = h.unflatten(-1, (2, -1)).permute(0, 3, 1, 2, 4) * torch.ones_like(x[:, None, :, :, :2])
         h = torch.tanh(h + scores.unsqueeze(-1))
         return self.head(h.permute(0, 2, 3, 1, 4).flatten(3) + second).mean((1, 2))

@@ -213,7 +213,7 @@ class Implicit(HypergradientMethod):
     ) -> Curvature:
         if generator is None:
             generator = torch.Generator(device=Space.of(anchor.params).device)
-            generator.set_state(anchor.generator_state)
+            generator.set_state(anchor.generator_state.cpu())  # a checkpoint may have put it on the device
         constant, rest = _penalty_curvature(inner, anchor.params, anchor.hparams)
         if rest is not None:
             if isinstance(self.operator, Estimator):

@@ -115,6 +115,7 @@ class Run:
         found = {
             "steps": steps,
             "seed": seed,
+            "kind of device": Space.of(self.params).device.type,  # each kind has random numbers of its own
             "inner_steps": self.inner_steps,
             "params": _shapes(self.params),
             "hparams": _shapes(self.hparams),
