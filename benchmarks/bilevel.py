@@ -39,6 +39,16 @@ def kept(path: Path, make: Any) -> Any:
     return json.loads(path.read_text())
 
 
+def trec(folder: Path) -> dict[str, Any]:
+    """Splits of TREC, by the number of trusted questions."""
+    splits = kept(folder / "cleaning.json", lambda: bilevel_cleaning.gained(SEEDS))
+    most, tenths = bilevel_cleaning.MOST, bilevel_cleaning.TENTHS
+    found: dict[str, Any] = splits | kept(
+        folder / "cleaning tenths.json", lambda: bilevel_cleaning.gained(tenths, (most,))
+    )
+    return found
+
+
 def without_curve(record: dict[str, Any]) -> dict[str, Any]:
     """A trial whose curve is not shown: of tuning, or of a seed beyond the first three."""
     return {key: value for key, value in record.items() if key != "curve"}
@@ -62,9 +72,7 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
     """Run what the cache lacks; summarise everything it has."""
     cache, folder = Cache(arguments.cache), arguments.cache
     bert = kept(folder / "bert.json", lambda: costs(2, ON_BERT))
-    cleaning = (
-        kept(folder / "cleaning.json", lambda: bilevel_cleaning.gained(SEEDS)) if DATA.exists() else None
-    )
+    cleaning = trec(folder) if DATA.exists() else None
     digits = kept(folder / "cleaning digits.json", lambda: bilevel_cleaning.gained_on_digits(SEEDS))
     if not arguments.summary:
         work_off(lambda: wanted(arguments.rows, cache.get), cache, arguments.workers, execute, told)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import weingarten as wg
 from benchmarks import bilevel_mnist as mnist
-from benchmarks.bilevel_protocol import MORE_SEEDS, Clock, Make, Probe, Result, Row, Setting
+from benchmarks.bilevel_protocol import MOST_SEEDS, Clock, Make, Probe, Result, Row, Setting
 from benchmarks.bilevel_training import accuracy, adam, fresh, timed, train
 from weingarten.applications.problems import RowWeights
 
@@ -64,7 +64,7 @@ class Images(Row):
     weight_decay: float = 1e-3
     symmetric: bool = True
     metric: str = "test accuracy"
-    seeds: tuple[int, ...] = MORE_SEEDS
+    seeds: tuple[int, ...] = MOST_SEEDS
 
     def run(self, make: Make, setting: Setting, seed: int) -> Result:
         data, task, params, rows = self._start(seed)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import weingarten as wg
 from benchmarks.bilevel_methods import METHODS
-from benchmarks.bilevel_protocol import MORE_SEEDS, Clock, Make, Probe, Result, Row, Setting
+from benchmarks.bilevel_protocol import MORE_SEEDS, MOST_SEEDS, Clock, Make, Probe, Result, Row, Setting
 from benchmarks.bilevel_training import DIVERGED, fresh
 from weingarten.applications.problems import (
     EpisodeSource,
@@ -174,7 +174,7 @@ class MAMLDigits(Classification):
 
 
 class FeaturesSine(Regression):
-    name, dampings = "hyper-representation sine", (1e-3, 1e-2)
+    name, dampings, seeds = "hyper-representation sine", (1e-3, 1e-2), MOST_SEEDS
     inner = (partial(torch.optim.SGD, lr=0.05 * BATCH, momentum=0.9), 20)
 
     def task(self) -> MetaTask:
@@ -196,7 +196,7 @@ class FeaturesDigits(Classification):
 
 
 class FeaturesSignals(Classification):
-    name, dampings = "hyper-representation signals", (1e-3, 1e-2)
+    name, dampings, seeds = "hyper-representation signals", (1e-3, 1e-2), MOST_SEEDS
     inner = (partial(torch.optim.SGD, lr=0.1 * BATCH, momentum=0.9), 20)
 
     def task(self) -> MetaTask:

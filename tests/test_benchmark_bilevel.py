@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 
+from benchmarks.bilevel_cleaning import MOST, TENTHS, but_a_tenth
 from benchmarks.bilevel_encoder import summary as encoder_summary
 from benchmarks.bilevel_methods import METHODS
-from benchmarks.bilevel_protocol import MORE_SEEDS, SEEDS, TUNING_SEED, Clock
-from benchmarks.bilevel_summary import ahead, line_of
+from benchmarks.bilevel_protocol import MORE_SEEDS, MOST_SEEDS, SEEDS, TUNING_SEED, Clock
+from benchmarks.bilevel_summary import ahead, line_of, unseen
+from benchmarks.bilevel_trec import DATA
 from benchmarks.bilevel_trials import ROWS, Trial, best, final, methods_of, tuning, wanted
 from benchmarks.peak_memory import tensor_peak
 
@@ -62,7 +64,7 @@ def test_seeds_run_at_the_best_setting():
     found = best(ROW, "KFAC", by_rate)
     assert found is not None
     assert found.rate == 0.3
-    assert [trial.seed for trial in final(ROW, "KFAC", by_rate)] == list(MORE_SEEDS)
+    assert [trial.seed for trial in final(ROW, "KFAC", by_rate)] == list(MOST_SEEDS)
 
 
 def test_a_setting_that_diverges_is_never_the_best():
@@ -76,7 +78,7 @@ def test_what_is_wanted_is_what_lacks():
     assert len(nothing) == sum(2 if METHODS[name].damped else 4 for name in names)
     assert {trial.seed for trial in nothing} == {TUNING_SEED}
     tuned = wanted([ROW], records(lambda t: 0.5 if t.seed == TUNING_SEED else None))
-    assert len(tuned) == len(MORE_SEEDS) * len(names)
+    assert len(tuned) == len(MOST_SEEDS) * len(names)
     assert [trial.method for trial in tuned[:2]] == list(names)[:2]  # in turns
     assert wanted([ROW], records(lambda trial: 0.5)) == []
 
@@ -114,6 +116,28 @@ def test_verdict():
     )
     assert tied["tied_with_best"]
     assert not tied["beyond_plain"]
+
+
+def test_unseen_seeds_judge_the_method_that_was_best_on_the_first():
+    first, others = [0.5] * (len(MORE_SEEDS) - 1) + [0.51], [0.5, 0.52]
+    found = lines(
+        **{"identity": first + others, "one step": [x - 0.1 for x in first] + [0.4, 0.41]},
+        **{"KFAC": [0.7, *first[1:], 0.6, 0.64], "orbit": [*first, 0.9, 0.9], "CG 10": [0.9] * 10},
+    )
+    verdict = unseen(found)
+    assert verdict is not None
+    assert verdict["ours"] == "KFAC"  # by its first seeds; orbit is better on the others
+    assert verdict["metric"] == {"identity": 0.51, "one step": 0.405, "KFAC": 0.62}
+    assert verdict["gaps"]["identity"] == pytest.approx(11.0)  # differences 0.10, 0.12
+    assert unseen(lines(identity=first, KFAC=first)) is None
+
+
+def test_every_checked_question_judges_once():
+    if not DATA.exists():
+        pytest.skip("the questions are not here")
+    parts = [but_a_tenth(number) for number in TENTHS]
+    assert sorted(torch.cat([judged for _, judged in parts]).tolist()) == list(range(500))
+    assert all(len(rows) == MOST and not set(rows.tolist()) & set(judged.tolist()) for rows, judged in parts)
 
 
 def test_a_run_that_diverged_leaves_no_mean():
@@ -161,9 +185,15 @@ def test_gain_of_a_trained_encoder_is_over_the_best_rival_that_knows_not_the_tru
         "true": 0.9,
     }
     entries = [
-        {"layers": "all", "trusted": 100, "split": s, "accuracy": accuracy, "auroc": 0.9, "seconds": 60.0}
+        {
+            "layers": "all", "trusted": 100, "split": s, "device": device,
+            "accuracy": accuracy, "auroc": 0.9, "seconds": 60.0,
+        }
         for s in (0, 1)
-    ]
-    (line,) = encoder_summary(entries).values()
+        for device in ("cpu", "a GPU")
+    ]  # fmt: skip
+    found = encoder_summary(entries)
+    assert set(found) == {"all, 100 trusted, cpu", "all, 100 trusted, a GPU"}
+    line = found["all, 100 trusted, cpu"]
     assert (line["best rival"], line["splits"]) == ("trusted", 2)
     assert line["gain_points"] == pytest.approx(5.0)
