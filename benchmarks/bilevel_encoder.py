@@ -75,6 +75,7 @@ def once(layers: str, trusted: int, split: int) -> dict[str, Any]:
         "trusted": trusted,
         "split": split,
         "device": device(),
+        "torch": torch.__version__,
         "accuracy": {key: round(value["mean"], 4) for key, value in found["accuracy"].items()},
         "auroc": round(float(roc_auc_score(wrong, labels["score"])), 4),
         "seconds": round(seconds, 1),
