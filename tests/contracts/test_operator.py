@@ -308,6 +308,16 @@ def test_kronecker_is_output_factor_times_input_factor():
     assert repr(plain) == "Kronecker(w: 2 x 3, 6 parameters)"
 
 
+def test_operators_are_joined_with_operators_alone():
+    one = kronecker()
+    with pytest.raises(
+        TypeError, match=r"Operator @: found dict, expected another operator; .* is apply\(v\)"
+    ):
+        one @ one.space.zeros()
+    with pytest.raises(TypeError, match=r"Operator \+: found int, expected another operator"):
+        one + 1
+
+
 def test_block_diagonal_is_checked():
     one = wg.DiagonalCurvature({"w": normal(2) ** 2})
     with pytest.raises(ValueError, match="'w' belongs to two blocks"):

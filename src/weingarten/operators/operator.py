@@ -209,7 +209,11 @@ class Product(Operator):
         return self.first.apply(self.second.apply(v))
 
 
-def _check_same_space(first: Operator, second: Operator, symbol: str) -> None:
+def _check_same_space(first: Operator, second: object, symbol: str) -> None:
+    if not isinstance(second, Operator):
+        raise TypeError(
+            f"Operator {symbol}: found {type(second).__name__}, expected another operator; the product with a vector is apply(v)"
+        )
     if first.space.shapes != second.space.shapes:
         difference = sorted(set(first.space.shapes.items()) ^ set(second.space.shapes.items()))
         raise ValueError(
