@@ -24,7 +24,7 @@ def build_network(model: str, features: int, hidden: int, classes: int, seed: in
     if model not in MODELS:
         raise UserError(f"--model: unknown model {model!r}, expected {' or '.join(MODELS)}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # a GPU's generator is none of its business
         if model == "linear":
             return nn.Sequential(nn.Linear(features, classes))
         return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, classes))

@@ -61,9 +61,11 @@ class Tuning:
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warm, (total - step) / (total - warm + 1))
         )
-        place = network.reader.device
-        with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-            torch.manual_seed(seed)  # of dropout
+        place = network.reader.device.type
+        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if place == "cuda" else []):
+            torch.default_generator.manual_seed(seed)  # of dropout
+            if place != "cpu":
+                torch.manual_seed(seed)  # on every device
             network.train()
             for rows in self._batches(network, x, torch.Generator().manual_seed(seed)):
                 losses = functional.cross_entropy(network(x[rows]), soft[rows], reduction="none")
