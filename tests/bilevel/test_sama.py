@@ -8,6 +8,7 @@ import torch
 import weingarten as wg
 from tests.bilevel.problems import Case, classification, cosine, relative_error, ridge, same
 from tests.bilevel.test_unrolled import away_from_the_minimum
+from tests.cases import normal
 from weingarten.tree import Space
 
 
@@ -74,6 +75,16 @@ def test_adaptation_is_the_derivative_of_adams_update(adaptation):
         expected = torch.autograd.functional.jacobian(lambda x, s=before: update(x, s, adaptation), g)
         assert torch.allclose(torch.diag(expected), found["w"], rtol=1e-9)
         assert torch.allclose(update(g, before, adaptation), adaptation.lr * m / (v.sqrt() + adaptation.eps))
+
+
+def test_the_slope_of_adam_is_the_authors_form_of_it():
+    """Of an optimiser that has run for long, with eps = 0: in the moments before the last gradient."""
+    g, m, v = normal(6), normal(6, seed=1), normal(6, seed=2) ** 2 + 0.1
+    lr, b1, b2 = 0.03, 0.8, 0.95
+    found, _ = wg.AdamAdaptation(lr, (b1, b2), 0.0).derivative({"w": g}, (10**6, {"w": m}, {"w": v}))
+    after = b2 * v + (1 - b2) * g**2
+    expected = lr * ((1 - b1) * b2 * v - b1 * (1 - b2) * g * m) / after**1.5
+    torch.testing.assert_close(found["w"], expected)
 
 
 def test_after_many_gradients_it_is_the_derivative_of_torchs_own_step():

@@ -47,6 +47,9 @@ class AdamAdaptation(Adaptation):
 
         du/dg = lr ((1 - b1) / (sqrt(v) + eps) - (1 - b2) m g / (sqrt(v) (sqrt(v) + eps)^2))
 
+    which for eps = 0 is ``lr ((1 - b1) b2 v' - b1 (1 - b2) m' g) / sqrt(v)^3``, as the authors compute it
+    (https://github.com/leopard-ai/betty, ``betty/hypergradient/utils.py``).
+
     A method does not see the optimiser's own moments. Here m and v are the running means, with Adam's correction of
     their start, of the gradients at the mixed batches, one per hypergradient. The factors ``1 - b1`` and ``1 - b2`` are
     those of an optimiser that has run for long: at Adam's very first step ``u ~ lr sign(g)``, whose derivative is 0. An
