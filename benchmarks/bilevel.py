@@ -50,7 +50,7 @@ def trec(folder: Path) -> dict[str, Any]:
 
 
 def without_curve(record: dict[str, Any]) -> dict[str, Any]:
-    """A trial whose curve is not shown: of tuning, or of a seed beyond the first three."""
+    """A trial of tuning, whose curve is not shown."""
     return {key: value for key, value in record.items() if key != "curve"}
 
 
@@ -85,11 +85,7 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
         row: {
             name: [
                 *(without_curve(found) for t in tuning(row, name, cache.get) if (found := cache.get(t))),
-                *(
-                    found if t.seed in SEEDS else without_curve(found)
-                    for t in final(row, name, cache.get)
-                    if (found := cache.get(t))
-                ),
+                *(cache.get(t) for t in final(row, name, cache.get) if t.seed in SEEDS and cache.get(t)),
             ]
             for name in lines
         }
