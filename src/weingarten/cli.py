@@ -134,20 +134,9 @@ def clean(
     The last line printed is one JSON object: auroc, accuracy, accuracy_all, accuracy_trusted, accuracy_both,
     accuracy_true, seconds.
     """
+    table = train, label, trusted, trusted_size, held_out, noise, tuple(drop or ())
     job = Job(
-        Request(
-            train,
-            label,
-            trusted,
-            trusted_size,
-            held_out,
-            noise,
-            tuple(drop or ()),
-            text,
-            encoder,
-            images,
-            device,
-        ),
+        Request(*table, text, encoder, images, device),
         Settings(model, hidden, method, damping, steps, seconds, correct_labels, layers),
         seeds,
         seed,
