@@ -36,8 +36,19 @@ from weingarten.applications.clean.settings import Settings
 from weingarten.applications.clean.source import Request, load
 from weingarten.applications.clean.task import Task
 
-__all__ = ["MOST", "TENTHS", "TRUSTED", "but_a_tenth", "gained", "gained_on_digits", "quickly", "summary"]
+__all__ = [
+    "CHECKED",
+    "MOST",
+    "TENTHS",
+    "TRUSTED",
+    "but_a_tenth",
+    "gained",
+    "gained_on_digits",
+    "quickly",
+    "summary",
+]
 
+CHECKED = 500
 TRUSTED, MOST, TENTHS = (50, 100, 400), 450, tuple(range(10))
 NOISES = ("pair:0.45", "symmetric:0.5", "feature:0.4")
 LOGISTIC = "logistic regression on trusted"
@@ -152,7 +163,7 @@ def split_of(trusted: int, seed: int) -> Given:
 
 def but_a_tenth(number: int) -> tuple[Tensor, Tensor]:
     """Numbers of the checked questions that are trusted, and of the tenth that judges."""
-    parts = KFold(len(TENTHS), shuffle=True, random_state=0).split(questions().checked_y)
+    parts = KFold(len(TENTHS), shuffle=True, random_state=0).split(range(CHECKED))
     rows, judged = list(parts)[number]
     return torch.from_numpy(rows), torch.from_numpy(judged)
 
