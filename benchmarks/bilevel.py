@@ -85,7 +85,7 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
         row: {
             name: [
                 *(without_curve(found) for t in tuning(row, name, cache.get) if (found := cache.get(t))),
-                *(cache.get(t) for t in final(row, name, cache.get) if t.seed in SEEDS and cache.get(t)),
+                *(found for t in final(row, name, cache.get) if t.seed in SEEDS and (found := cache.get(t))),
             ]
             for name in lines
         }

@@ -175,12 +175,12 @@ def test_hypergradients_from_curvatures_that_draw_nothing(estimator):
         agree(found.value, expected.value, rtol=1e-5, atol=1e-8)
 
 
-def looped(device, method, tmp_path=None, **options):
+def looped(device, method, **options):
     model = network(dropout=0.0).to(device)
     objective = wg.Objective(model, wg.CrossEntropy())
     problem = wg.Problem(wg.Level(objective, by_row, wg.L2(decay)), wg.Level(objective))
     return wg.solve(
-        problem, method, ADAM, ADAM, options.pop("steps", 6), hparams=on(outer_variables(), device),
+        problem, method, ADAM, ADAM, 6, hparams=on(outer_variables(), device),
         inner_data=wg.Rows(X.to(device), Y.to(device)), outer_data=wg.Rows(XV.to(device), YV.to(device)),
         inner_steps=2, project={"w": wg.Box(-0.9, 0.9)}, seed=3, **options,
     )  # fmt: skip
@@ -196,7 +196,7 @@ def test_loop(name):
 
 @pytest.mark.parametrize("name", LOOPED)
 def test_loop_goes_on_from_a_checkpoint(name, tmp_path):
-    """With random batches; to the same numbers as without a break."""
+    """To the same numbers as without a break, whatever the method keeps or draws."""
     whole = looped(GPU, LOOPED[name])
     path = tmp_path / "run.pt"
     looped(GPU, LOOPED[name], checkpoint=path, callbacks=[lambda event: event.step == 3])
@@ -218,7 +218,7 @@ def test_diagnosis(against):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_kfac_under_autocast(dtype):
-    """Factors in float32, near those without autocast; one step gives loss and gradient too."""
+    """Factors in float32, near those without autocast."""
     model = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.LayerNorm(64), nn.Linear(64, 10))
     model = initialised(model).float().to(GPU)
     x, y = normal(128, 32).float().to(GPU), torch.arange(128, device=GPU) % 10

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, default_collate
 
 from weingarten.objective import Batch
 
-__all__ = ["FromDataset", "Rows", "Source", "as_source", "seeded"]
+__all__ = ["FromDataset", "Rows", "Source", "as_source", "seeded", "seeded_by"]
 
 
 class Source(ABC):
@@ -162,11 +162,17 @@ def as_source(data: Source | Batch | Sequence[Any]) -> Source:
 
 @contextmanager
 def seeded(generator: torch.Generator) -> Iterator[None]:
-    """Inside, torch's global generators run from a seed drawn from ``generator``; on every exit they are as before.
+    """As :func:`seeded_by`, with a seed drawn from ``generator``."""
+    with seeded_by(int(torch.randint(2**62, (), generator=generator, device=generator.device))):
+        yield
 
-    For what takes no generator of its own, such as dropout.
+
+@contextmanager
+def seeded_by(seed: int) -> Iterator[None]:
+    """Inside, torch's global generators run from the seed; on every exit they are as before, on a GPU too.
+
+    For what takes no generator of its own, such as dropout and the first weights of a module.
     """
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)

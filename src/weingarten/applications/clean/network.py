@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from weingarten.applications.clean.errors import UserError
+from weingarten.bilevel.sampling import seeded_by
 
 __all__ = ["MODELS", "accuracy", "build_network", "describe_network", "network_from"]
 
@@ -23,8 +24,7 @@ def build_network(model: str, features: int, hidden: int, classes: int, seed: in
     """
     if model not in MODELS:
         raise UserError(f"--model: unknown model {model!r}, expected {' or '.join(MODELS)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # a GPU's generator is none of its business
+    with seeded_by(seed):
         if model == "linear":
             return nn.Sequential(nn.Linear(features, classes))
         return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, classes))

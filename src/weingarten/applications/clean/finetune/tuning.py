@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from weingarten.applications.clean.finetune.network import TextNetwork
+from weingarten.bilevel.sampling import seeded_by
 from weingarten.solvers import DivergenceError
 
 __all__ = ["Tuning"]
@@ -61,11 +62,7 @@ class Tuning:
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warm, (total - step) / (total - warm + 1))
         )
-        place = network.reader.device.type
-        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if place == "cuda" else []):
-            torch.default_generator.manual_seed(seed)  # of dropout
-            if place != "cpu":
-                torch.manual_seed(seed)  # on every device
+        with seeded_by(seed):  # dropout
             network.train()
             for rows in self._batches(network, x, torch.Generator().manual_seed(seed)):
                 losses = functional.cross_entropy(network(x[rows]), soft[rows], reduction="none")
