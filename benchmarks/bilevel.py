@@ -20,7 +20,15 @@ from benchmarks import bilevel_cleaning, bilevel_figures
 from benchmarks.bilevel_bert import costs, ratios
 from benchmarks.bilevel_probes import probed
 from benchmarks.bilevel_protocol import SEEDS
-from benchmarks.bilevel_summary import ahead, compared, line_of, overview, printed, tasks_ahead
+from benchmarks.bilevel_summary import (
+    ahead,
+    compared,
+    line_of,
+    overview,
+    printed,
+    tasks_ahead,
+    within_one_error,
+)
 from benchmarks.bilevel_trec import DATA
 from benchmarks.bilevel_trials import ROWS, Trial, execute, final, methods_of, told, tuning, wanted
 from benchmarks.environment import report
@@ -95,6 +103,7 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
         "quick": False,
         "tables": tables,
         "verdicts": verdict["verdicts"],
+        "within_one_error": within_one_error(tables),
         "probes": probes,
         "cleaning": None if cleaning is None else bilevel_cleaning.summary(cleaning),
         "cleaning_splits": cleaning,

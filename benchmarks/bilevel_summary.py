@@ -11,7 +11,7 @@ from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_protocol import MORE_SEEDS
 from benchmarks.bilevel_trials import GROUPS, ROWS, Find, Record, final, methods_of, value
 
-__all__ = ["ahead", "compared", "line_of", "overview", "printed", "tasks_ahead", "unseen"]
+__all__ = ["ahead", "compared", "line_of", "overview", "printed", "tasks_ahead", "unseen", "within_one_error"]
 
 Lines = dict[str, dict[str, Any]]
 PLAIN = ("identity", "one step")
@@ -121,6 +121,22 @@ def unseen(lines: Lines) -> dict[str, Any] | None:
         },
         "gaps": {name: paired(values[mine][seen:], values[name][seen:]) for name in PLAIN if name in values},
     }
+
+
+def within_one_error(tables: dict[str, Lines]) -> dict[str, list[int]]:
+    """In how many rows each method, held fixed, is within one standard error of the best, of how many that it finished."""
+    found = {}
+    for name in METHODS:
+        rows = [lines for lines in tables.values() if lines.get(name, {}).get("metric") is not None]
+        level = 0
+        for lines in rows:
+            best = max(
+                (line for line in lines.values() if line["metric"] is not None),
+                key=lambda line: line["metric"],
+            )
+            level += lines[name]["metric"] >= best["metric"] - best["standard_error"]
+        found[name] = [level, len(rows)]
+    return found
 
 
 def tasks_ahead(tables: dict[str, Lines]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from benchmarks.bilevel_cleaning import CHECKED, MOST, TENTHS, but_a_tenth
 from benchmarks.bilevel_encoder import summary as encoder_summary
 from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_protocol import MORE_SEEDS, MOST_SEEDS, SEEDS, TUNING_SEED, Clock
-from benchmarks.bilevel_summary import ahead, line_of, unseen
+from benchmarks.bilevel_summary import ahead, line_of, unseen, within_one_error
 from benchmarks.bilevel_trials import ROWS, Trial, best, final, methods_of, tuning, wanted
 from benchmarks.peak_memory import tensor_peak
 
@@ -129,6 +129,16 @@ def test_unseen_seeds_judge_the_method_that_was_best_on_the_first():
     assert verdict["metric"] == {"identity": 0.51, "one step": 0.405, "KFAC": 0.62}
     assert verdict["gaps"]["identity"] == pytest.approx(11.0)  # differences 0.10, 0.12
     assert unseen(lines(identity=first, KFAC=first)) is None
+
+
+def test_methods_are_counted_where_they_are_within_one_error_of_the_best():
+    first = lines(
+        identity=IDENTITY, KFAC=BEST, **{"CG 10": [0.80, 0.81, 0.81]}
+    )  # 0.0067 behind, an error is 0.0088
+    second = lines(identity=BEST, KFAC=[0.5, math.nan, 0.5], **{"CG 10": IDENTITY})
+    found = within_one_error({"first": first, "second": second})
+    assert (found["identity"], found["KFAC"], found["CG 10"]) == ([1, 2], [1, 1], [1, 2])
+    assert found["orbit"] == [0, 0]
 
 
 def test_every_checked_question_judges_once():
