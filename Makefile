@@ -42,7 +42,7 @@ format: $(VENV)/.ready ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench ## reproduce every table and figure of the benchmarks, with outside references; half an hour, three for the optimisers, and two for the bilevel tasks
+bench: $(VENV)/.bench ## reproduce every table and figure of the benchmarks, with outside references; half an hour, three for the optimisers, and four and a half for the bilevel tasks
 	$(BIN)/python -m benchmarks.hypergradient --json benchmarks/results/hypergradient.json $(ARGS)
 	$(BIN)/python -m benchmarks.secant --json benchmarks/results/secant.json --figures benchmarks/results $(ARGS)
 	$(BIN)/python -m benchmarks.orbit_cost --json benchmarks/results/orbit_cost.json $(ARGS)
@@ -51,6 +51,7 @@ bench: $(VENV)/.bench ## reproduce every table and figure of the benchmarks, wit
 	$(BIN)/python -m benchmarks.kfac --json benchmarks/results/kfac.json $(ARGS)
 	$(BIN)/python -m benchmarks.optimizers --json benchmarks/results/optimizers.json --figures benchmarks/results $(ARGS)
 	$(BIN)/python -m benchmarks.bilevel --json benchmarks/results/bilevel.json --figures benchmarks/results $(ARGS)
+	$(BIN)/python -m benchmarks.bilevel_whys --json benchmarks/results/bilevel_whys.json $(ARGS)
 
 bench-quick: $(VENV)/.bench ## the same figures from fewer repetitions, one to four minutes each
 	$(BIN)/python -m benchmarks.hypergradient --quick $(ARGS)
