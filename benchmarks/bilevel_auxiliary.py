@@ -91,7 +91,7 @@ class AuxiliaryTREC(Row):
 
     name, metric = "auxiliary TREC", "minus test loss"
     seconds = 4.0
-    rates = (0.03, 0.1, 0.3, 1.0)
+    rates = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     dampings = (1e-3, 1e-2)
     length = 400
     inner_rate = 5e-3

@@ -117,7 +117,7 @@ class Decays(Retrained):
 
     metric = "test accuracy"
     seconds = 2.0
-    rates = (0.03, 0.1, 0.3, 1.0)
+    rates = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     dampings = (1e-3, 1e-2)
     each_weight = False
 
@@ -175,7 +175,7 @@ class Augmentation(Retrained):
 
     name, metric = "augmentation", "test accuracy"
     seconds = 3.0
-    rates = (0.01, 0.03, 0.1, 0.3)
+    rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     dampings = (1e-3, 1e-2)
     length = 400
 
@@ -214,7 +214,7 @@ class InnerRate(Row):
 
     name, metric = "inner rate", "minus test loss"
     seconds = 2.0
-    rates = (0.03, 0.1, 0.3, 1.0)
+    rates = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     dampings = (1e-3, 1e-2)
     methods = ("one step", "unrolled 5")
 

@@ -35,7 +35,17 @@ from torch import Tensor, nn
 
 import weingarten as wg
 from benchmarks.bilevel_methods import METHODS
-from benchmarks.bilevel_protocol import MORE_SEEDS, MOST_SEEDS, Clock, Make, Probe, Result, Row, Setting
+from benchmarks.bilevel_protocol import (
+    MORE_SEEDS,
+    MOST_SEEDS,
+    TUNING_SEEDS,
+    Clock,
+    Make,
+    Probe,
+    Result,
+    Row,
+    Setting,
+)
 from benchmarks.bilevel_training import DIVERGED, fresh
 from weingarten.applications.problems import (
     EpisodeSource,
@@ -62,8 +72,8 @@ class MetaRow(Row):
     """What the five rows share."""
 
     seconds = 4.0
-    rates = (1e-3, 3e-3, 1e-2, 3e-2)
-    seeds = MORE_SEEDS
+    rates = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+    seeds, tuning_seeds = MORE_SEEDS, TUNING_SEEDS
     inner: ClassVar[tuple[partial, int]]
 
     @abstractmethod
@@ -153,6 +163,7 @@ def few_shot(classes: tuple[Tensor, Tensor], ways: int, shots: int) -> tuple[Epi
 
 class MAMLSine(Regression):
     name, dampings = "iMAML sine", (1e-2, 1e-1)
+    rates = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
     inner = (partial(torch.optim.SGD, lr=0.02 * BATCH, momentum=0.9), 16)
 
     def task(self) -> MetaTask:
@@ -164,11 +175,12 @@ class MAMLSine(Regression):
 
 class MAMLSineLonger(MAMLSine):
     name, inner = "iMAML sine, 64 steps", (MAMLSine.inner[0], 64)
+    rates = MetaRow.rates
 
 
 class MAMLDigits(Classification):
     name, dampings = "iMAML digits", (1e-3, 1e-2)
-    rates = (3e-4, 1e-3, 3e-3, 1e-2)  # higher ones fit the thirty training classes alone
+    rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # higher ones fit the thirty training classes alone
     inner = (partial(torch.optim.SGD, lr=0.1 * BATCH, momentum=0.9), 10)
 
     def task(self) -> MetaTask:
@@ -192,7 +204,7 @@ class FeaturesSine(Regression):
 
 class FeaturesDigits(Classification):
     name, dampings = "hyper-representation digits", (1e-3, 1e-2)
-    rates = (3e-4, 1e-3, 3e-3, 1e-2)  # higher ones fit the thirty training classes alone
+    rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # higher ones fit the thirty training classes alone
     inner = (partial(torch.optim.SGD, lr=0.2 * BATCH, momentum=0.9), 20)
 
     def task(self) -> MetaTask:
@@ -205,6 +217,7 @@ class FeaturesDigits(Classification):
 
 class FeaturesSignals(Classification):
     name, dampings = "hyper-representation signals", (1e-3, 1e-2)
+    rates = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
     inner = (partial(torch.optim.SGD, lr=0.1 * BATCH, momentum=0.9), 20)
 
     def task(self) -> MetaTask:
@@ -244,7 +257,7 @@ def main() -> None:
             ):
                 continue
             cells = []
-            for rate in row.rates[1:3]:
+            for rate in row.rates[2:4]:
                 for damping in row.dampings if method.damped else row.dampings[:1]:
                     found = row.run(method.make, Setting(rate, damping), options.seed)
                     cells.append(f"{rate:g} {damping:g}: {found.metric:.4f} ({found.steps} steps)")

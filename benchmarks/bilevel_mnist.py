@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 CLASSES, TEST, VALIDATION = 10, 1000, 600
-TUNING_SEEDS = 50
+TUNING_FROM = 50
 """Seeds from here on serve tuning and first looks: they are judged on the validation rows."""
 
 
@@ -31,7 +31,7 @@ def images() -> tuple[Tensor, Tensor]:
 def judges(seed: int) -> tuple[Tensor, Tensor]:
     """Images and labels for the metric: test rows, or validation rows where the seed is one for tuning."""
     x, y = images()
-    part = slice(TEST, TEST + VALIDATION) if seed >= TUNING_SEEDS else slice(TEST)
+    part = slice(TEST, TEST + VALIDATION) if seed >= TUNING_FROM else slice(TEST)
     return x[part], y[part]
 
 

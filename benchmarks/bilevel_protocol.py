@@ -1,7 +1,8 @@
 """What a row of the bilevel benchmark is, the methods that every row compares, and their equal budget.
 
 A *row* is one task on one data set. Each of its methods gets the same number of tuning trials, four, judged by the row's
-metric on seed 100: four outer rates, or where there is a damping three rates and a second damping (`bilevel_trials.tuning`).
+metric: four outer rates, or where there is a damping three rates and a second damping, on a grid that is climbed from its middle
+(`bilevel_trials.settings`). Rows of tasks 1 to 4 judge a setting by its mean over three tuning seeds, the others by one.
 Three seeds follow at the best setting, in rows of tasks 1 to 4 five more: the claim is about these, and three seeds left many
 of its leads undecided. Where eight left it open whether the plain methods are behind, sixteen more follow; what these alone
 say of the method that was best on the eight is reported too (`bilevel_summary.unseen`). A trial is a whole run of the task
@@ -18,7 +19,8 @@ from dataclasses import dataclass, field
 
 import weingarten as wg
 
-TUNING_SEED, SEEDS, MORE_SEEDS, MOST_SEEDS = 100, (0, 1, 2), tuple(range(8)), tuple(range(24))
+SEEDS, MORE_SEEDS, MOST_SEEDS = (0, 1, 2), tuple(range(8)), tuple(range(24))
+TUNING_SEED, TUNING_SEEDS = (100,), (100, 101, 102)
 
 Make = Callable[[float, wg.Symmetry | None], wg.HypergradientMethod]
 """From damping and the model's symmetry (None: there is none) to a method."""
@@ -71,17 +73,18 @@ class Probe:
 class Row(ABC):
     """One task on one data set.
 
-    Class attributes: ``name``; ``metric``, its name; ``seconds``, CPU-seconds of a trial; ``rates``, four outer rates,
-    increasing; ``dampings``, two, the first one tried first; ``seeds``, of the runs at the best setting; ``methods``, names of
-    those that take part, or None for all.
+    Class attributes: ``name``; ``metric``, its name; ``seconds``, CPU-seconds of a trial; ``rates``, six outer rates,
+    increasing, the two in the middle tried first; ``dampings``, two, the first one tried first; ``tuning_seeds``, that judge a
+    setting; ``seeds``, of the runs at the best setting; ``methods``, names of those that take part, or None for all.
     """
 
     name: str
     metric: str
     seconds: float
-    rates: tuple[float, float, float, float]
+    rates: tuple[float, ...]
     dampings: tuple[float, float]
     seeds: tuple[int, ...] = SEEDS
+    tuning_seeds: tuple[int, ...] = TUNING_SEED
     methods: tuple[str, ...] | None = None
 
     @abstractmethod

@@ -110,7 +110,7 @@ class Changes(Row):
 
     metric = "drop of test accuracy"
     seconds = 3.0
-    rates = (0.02, 0.05, 0.15, 0.4)
+    rates = (0.007, 0.02, 0.05, 0.15, 0.4, 1.0)
     dampings = (3e-3, 3e-2)
     fraction: float
     epsilon: float
@@ -167,7 +167,7 @@ class Weights(Row):
     """Weights of rows, learned on trusted rows, after some rows were changed."""
 
     seconds = 3.0
-    rates = (0.03, 0.1, 0.3, 1.0)
+    rates = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     dampings = (1e-2, 1e-1)
     fraction, epsilon = 0.3, 0.3
     column: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -20,10 +21,12 @@ from benchmarks import (
     bilevel_trec,
 )
 from benchmarks.bilevel_methods import METHODS
-from benchmarks.bilevel_protocol import TUNING_SEED, Row, Setting
+from benchmarks.bilevel_protocol import Row, Setting
 
-__all__ = ["GROUPS", "ROWS", "Trial", "best", "execute", "final", "told", "tuning", "wanted"]
+__all__ = ["GROUPS", "ROWS", "Trial", "best", "execute", "final", "settings", "told", "tuning", "wanted"]
 
+TRIALS = 4
+"""Settings that every method tries."""
 Record = dict[str, Any]
 Find = Callable[["Trial"], Record | None]
 
@@ -74,39 +77,53 @@ def value(record: Record | None) -> float:
     return -math.inf if math.isnan(metric) else metric
 
 
-def tuning(row: str, method: str, find: Find) -> list[Trial]:
-    """Four trials, or those of them that what is known leads to: four rates; or a search of rates and dampings.
+def judged(row: str, method: str, setting: Setting, find: Find) -> float | None:
+    """The mean metric of a setting over the row's tuning seeds; None while one is missing."""
+    records = [find(trial) for trial in trials_of(row, method, setting, ROWS[row].tuning_seeds)]
+    return None if None in records else statistics.mean(map(value, records))
 
-    The search tries the two middle rates at the first damping, then the next rate on the better one's side, then the best of
-    the three at the second damping.
+
+def trials_of(row: str, method: str, setting: Setting, seeds: tuple[int, ...]) -> list[Trial]:
+    return [Trial(row, method, setting.rate, setting.damping, seed) for seed in seeds]
+
+
+def settings(row: str, method: str, find: Find) -> dict[Setting, float | None]:
+    """Four settings and what they came to, or those of them that what is known leads to.
+
+    First the two rates in the middle of the row's grid, at its first damping. Then the next rate on the side of the better end of
+    those tried; then, without a damping, once more the next rate, with one, the best rate at the second damping.
     """
-    (lowest, low, high, highest), (first, second) = ROWS[row].rates, ROWS[row].dampings
+    grid, (first, second) = ROWS[row].rates, ROWS[row].dampings
+    low, high = len(grid) // 2 - 1, len(grid) // 2
+    tried = [Setting(grid[low], first), Setting(grid[high], first)]
+    while True:
+        found = {setting: judged(row, method, setting, find) for setting in tried}
+        known = {setting: metric for setting, metric in found.items() if metric is not None}
+        if len(tried) == TRIALS or len(known) < len(tried):
+            return found
+        if METHODS[method].damped and len(tried) == TRIALS - 1:
+            tried.append(Setting(max(known, key=known.__getitem__).rate, second))
+        elif known[Setting(grid[high], first)] > known[Setting(grid[low], first)]:
+            high += 1
+            tried.append(Setting(grid[high], first))
+        else:
+            low -= 1
+            tried.append(Setting(grid[low], first))
 
-    def trial(rate: float, damping: float) -> Trial:
-        return Trial(row, method, rate, damping, TUNING_SEED)
 
-    if not METHODS[method].damped:
-        return [trial(rate, first) for rate in ROWS[row].rates]
-    tried = [trial(low, first), trial(high, first)]
-    if None in map(find, tried):
-        return tried
-    tried.append(trial(highest if value(find(tried[1])) > value(find(tried[0])) else lowest, first))
-    if None in map(find, tried):
-        return tried
-    return [*tried, trial(_best(tried, find).rate, second)]
-
-
-def _best(trials: list[Trial], find: Find) -> Trial:
-    return max(trials, key=lambda trial: value(find(trial)))
+def tuning(row: str, method: str, find: Find) -> list[Trial]:
+    """The trials of these settings, on every tuning seed."""
+    seeds = ROWS[row].tuning_seeds
+    return [
+        trial for setting in settings(row, method, find) for trial in trials_of(row, method, setting, seeds)
+    ]
 
 
 def best(row: str, method: str, find: Find) -> Setting | None:
-    """The setting with the highest metric on the tuning seed; None while a trial is missing."""
-    tried = tuning(row, method, find)
-    if None in map(find, tried):
-        return None
-    trial = _best(tried, find)
-    return Setting(trial.rate, trial.damping)
+    """The setting with the highest mean metric on the tuning seeds; None while a trial is missing."""
+    found = settings(row, method, find)
+    known = {setting: metric for setting, metric in found.items() if metric is not None}
+    return max(known, key=known.__getitem__) if len(known) == TRIALS else None
 
 
 def final(row: str, method: str, find: Find) -> list[Trial]:
@@ -114,15 +131,16 @@ def final(row: str, method: str, find: Find) -> list[Trial]:
     found = best(row, method, find)
     if found is None:
         return []
-    return [Trial(row, method, found.rate, found.damping, seed) for seed in ROWS[row].seeds]
+    return trials_of(row, method, found, ROWS[row].seeds)
 
 
 def wanted(rows: list[str], find: Find) -> list[Trial]:
-    """Trials that can be run now and have not been: methods of a row in turns, so that all meet the same load of the machine."""
+    """Trials that can be run now and have not been: seed by seed, the methods of a row in turns, that all meet the same load."""
     lacking = []
     for row in rows:
         names = methods_of(row)
         trials = [trial for name in names for trial in tuning(row, name, find)]
+        trials.sort(key=lambda trial: trial.seed)
         finals = [found for found in (final(row, name, find) for name in names) if found]
         trials += [trial for turn in zip(*finals, strict=True) for trial in turn]
         lacking += [trial for trial in trials if find(trial) is None]

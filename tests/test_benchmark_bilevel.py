@@ -10,9 +10,9 @@ import torch
 from benchmarks.bilevel_cleaning import CHECKED, MOST, TENTHS, but_a_tenth
 from benchmarks.bilevel_encoder import summary as encoder_summary
 from benchmarks.bilevel_methods import METHODS
-from benchmarks.bilevel_protocol import MORE_SEEDS, MOST_SEEDS, SEEDS, TUNING_SEED, Clock
+from benchmarks.bilevel_protocol import MORE_SEEDS, MOST_SEEDS, SEEDS, TUNING_SEEDS, Clock, Setting
 from benchmarks.bilevel_summary import ahead, line_of, unseen, within_one_error
-from benchmarks.bilevel_trials import ROWS, Trial, best, final, methods_of, tuning, wanted
+from benchmarks.bilevel_trials import ROWS, Trial, best, final, methods_of, settings, tuning, wanted
 from benchmarks.peak_memory import tensor_peak
 
 ROW = "images MLP"
@@ -32,11 +32,16 @@ def records(metric):
 def test_every_method_of_every_row_has_as_many_tuning_trials(better):
     find = records(lambda trial: better * trial.rate)
     for row in ROWS.values():
+        low, high = len(row.rates) // 2 - 1, len(row.rates) // 2
+        assert list(row.rates) == sorted(row.rates)
         for name in methods_of(row.name):
-            tried = {(t.rate, t.damping) for t in tuning(row.name, name, find)}
+            tried = settings(row.name, name, find)
             assert len(tried) == 4
-            assert max(better * rate for rate, _ in tried) == max(better * rate for rate in row.rates)
-            assert len({damping for _, damping in tried}) == (2 if METHODS[name].damped else 1)
+            assert len(tuning(row.name, name, find)) == 4 * len(row.tuning_seeds)
+            further = 1 if METHODS[name].damped else 2
+            reached = row.rates[high + further] if better > 0 else row.rates[low - further]
+            assert max(tried, key=lambda setting: better * setting.rate).rate == reached
+            assert len({setting.damping for setting in tried}) == (2 if METHODS[name].damped else 1)
 
 
 def test_rates_and_dampings_are_searched_one_after_the_other():
@@ -45,38 +50,62 @@ def test_rates_and_dampings_are_searched_one_after_the_other():
     def find(trial):
         return known.get((trial.rate, trial.damping))
 
-    (_, low, high, highest), (first, second) = ROWS[ROW].rates, ROWS[ROW].dampings
-    steps = [(low, first, 0.5), (high, first, 0.6), (highest, first, 0.55), (high, second, 0.7)]
+    (_, _, low, high, higher, _), (first, second) = ROWS[ROW].rates, ROWS[ROW].dampings
+    steps = [(low, first, 0.5), (high, first, 0.6), (higher, first, 0.55), (high, second, 0.7)]
     for rate, damping, metric in steps:
         assert best(ROW, "KFAC", find) is None
         assert final(ROW, "KFAC", find) == []
         assert (rate, damping) in {(t.rate, t.damping) for t in tuning(ROW, "KFAC", find)}
         known[rate, damping] = {"metric": metric}
-    assert [(t.rate, t.damping) for t in tuning(ROW, "KFAC", find)] == [step[:2] for step in steps]
-    found = best(ROW, "KFAC", find)
+    assert list(settings(ROW, "KFAC", find)) == [Setting(*step[:2]) for step in steps]
+    assert best(ROW, "KFAC", find) == Setting(high, second)
+
+
+def test_a_range_of_rates_grows_on_the_side_of_its_better_end():
+    low, middle, high = ROWS[ROW].rates[2], ROWS[ROW].rates[3], ROWS[ROW].rates[4]
+    values = {low: 0.5, middle: 0.6, high: 0.4}  # the best one lies inside, and the low end is the better one
+    tried = settings(ROW, "identity", records(lambda trial: values.get(trial.rate, 0.0)))
+    assert [setting.rate for setting in tried] == [low, middle, high, ROWS[ROW].rates[1]]
+
+
+def test_a_setting_is_judged_by_the_mean_over_the_tuning_seeds():
+    low, high = ROWS[ROW].rates[2:4]
+
+    def metric(trial):
+        lucky = trial.rate == low and trial.seed == TUNING_SEEDS[0]
+        return 1.0 if lucky else {low: 0.4, high: 0.7}.get(trial.rate, 0.0)
+
+    found = best(ROW, "identity", records(metric))
     assert found is not None
-    assert (found.rate, found.damping) == (high, second)
+    assert found.rate == high  # 0.7 against a mean of 0.6
+    missing = records(lambda trial: None if trial.seed == TUNING_SEEDS[-1] else 0.5)
+    assert best(ROW, "identity", missing) is None
 
 
 def test_seeds_run_at_the_best_setting():
-    by_rate = records(lambda trial: -abs(trial.rate - 0.3) if trial.seed == TUNING_SEED else None)
+    by_rate = records(lambda trial: -abs(trial.rate - 0.3) if trial.seed in TUNING_SEEDS else None)
     found = best(ROW, "KFAC", by_rate)
     assert found is not None
     assert found.rate == 0.3
     assert [trial.seed for trial in final(ROW, "KFAC", by_rate)] == list(MOST_SEEDS)
 
 
-def test_a_setting_that_diverges_is_never_the_best():
-    found = best(ROW, "identity", records(lambda trial: math.nan if trial.rate < 3 else -5.0))
+def test_a_setting_that_diverges_on_one_seed_is_never_the_best():
+    low, high = ROWS[ROW].rates[2:4]
+
+    def metric(trial):
+        return math.nan if trial.rate == high and trial.seed == TUNING_SEEDS[1] else trial.rate
+
+    found = best(ROW, "identity", records(metric))
     assert found is not None
-    assert found.rate == 3.0
+    assert found.rate == low
 
 
 def test_what_is_wanted_is_what_lacks():
     nothing, names = wanted([ROW], records(lambda trial: None)), methods_of(ROW)
-    assert len(nothing) == sum(2 if METHODS[name].damped else 4 for name in names)
-    assert {trial.seed for trial in nothing} == {TUNING_SEED}
-    tuned = wanted([ROW], records(lambda t: 0.5 if t.seed == TUNING_SEED else None))
+    assert len(nothing) == 2 * len(TUNING_SEEDS) * len(names)
+    assert [trial.seed for trial in nothing] == [s for s in TUNING_SEEDS for _ in range(2 * len(names))]
+    tuned = wanted([ROW], records(lambda t: 0.5 if t.seed in TUNING_SEEDS else None))
     assert len(tuned) == len(MOST_SEEDS) * len(names)
     assert [trial.method for trial in tuned[:2]] == list(names)[:2]  # in turns
     assert wanted([ROW], records(lambda trial: 0.5)) == []
