@@ -38,6 +38,7 @@ from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_protocol import (
     MORE_SEEDS,
     MOST_SEEDS,
+    TUNING_SEED,
     TUNING_SEEDS,
     Clock,
     Make,
@@ -175,7 +176,7 @@ class MAMLSine(Regression):
 
 class MAMLSineLonger(MAMLSine):
     name, inner = "iMAML sine, 64 steps", (MAMLSine.inner[0], 64)
-    rates = MetaRow.rates
+    rates, tuning_seeds = MetaRow.rates, TUNING_SEED
 
 
 class MAMLDigits(Classification):
