@@ -115,21 +115,20 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
     return {**counts, **trec_of(cleaning), **bert_of(bert)}, details
 
 
+def committed(row: str, methods: tuple[str, ...], seeds: tuple[int, ...]) -> list[Trial]:
+    """Trials of methods at the settings of the committed results, the methods in turns on each seed."""
+    lines = json.loads(RESULTS.read_text())["tables"][row]
+    return [
+        Trial(row, name, lines[name]["rate"], lines[name]["damping"] or ROWS[row].dampings[0], seed)
+        for seed in seeds
+        for name in methods
+    ]
+
+
 def quick() -> tuple[dict[str, Any], dict[str, Any]]:
     """Three methods on one row at the committed settings, one split of TREC, two steps of a BERT; nothing from the cache."""
     bert = costs(0, ON_BERT)
-    tables = json.loads(RESULTS.read_text())["tables"][QUICK_ROW]
-    trials = [
-        Trial(
-            QUICK_ROW,
-            name,
-            tables[name]["rate"],
-            tables[name]["damping"] or ROWS[QUICK_ROW].dampings[0],
-            seed,
-        )
-        for seed in SEEDS
-        for name in QUICK_METHODS
-    ]
+    trials = committed(QUICK_ROW, QUICK_METHODS, SEEDS)
     with pool(WORKERS) as executor:
         cleaned = executor.submit(bilevel_cleaning.quickly) if DATA.exists() else None
         records = list(executor.map(execute, trials))

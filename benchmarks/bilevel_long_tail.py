@@ -18,16 +18,7 @@ from torch import Tensor
 
 import weingarten as wg
 from benchmarks import bilevel_mnist as mnist
-from benchmarks.bilevel_protocol import (
-    MOST_SEEDS,
-    TUNING_SEEDS,
-    Clock,
-    Make,
-    Probe,
-    Result,
-    Row,
-    Setting,
-)
+from benchmarks.bilevel_protocol import MOST_SEEDS, TUNING_SEEDS, Clock, Make, Probe, Result, Row, Setting
 from benchmarks.bilevel_training import adam, fresh, predicted, timed, train
 from weingarten.applications.problems import WeightNetwork
 

@@ -38,7 +38,7 @@ from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_protocol import (
     MORE_SEEDS,
     MOST_SEEDS,
-    TUNING_SEED,
+    ONE_TUNING_SEED,
     TUNING_SEEDS,
     Clock,
     Make,
@@ -70,7 +70,7 @@ STEPS = 10**6
 
 
 class MetaRow(Row):
-    """What the five rows share."""
+    """What the rows of meta-learning share."""
 
     seconds = 4.0
     rates = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -176,12 +176,12 @@ class MAMLSine(Regression):
 
 class MAMLSineLonger(MAMLSine):
     name, inner = "iMAML sine, 64 steps", (MAMLSine.inner[0], 64)
-    rates, tuning_seeds = MetaRow.rates, TUNING_SEED
+    rates, tuning_seeds = MetaRow.rates, ONE_TUNING_SEED
 
 
 class MAMLDigits(Classification):
     name, dampings = "iMAML digits", (1e-3, 1e-2)
-    rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # higher ones fit the thirty training classes alone
+    rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     inner = (partial(torch.optim.SGD, lr=0.1 * BATCH, momentum=0.9), 10)
 
     def task(self) -> MetaTask:
@@ -205,7 +205,7 @@ class FeaturesSine(Regression):
 
 class FeaturesDigits(Classification):
     name, dampings = "hyper-representation digits", (1e-3, 1e-2)
-    rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # higher ones fit the thirty training classes alone
+    rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     inner = (partial(torch.optim.SGD, lr=0.2 * BATCH, momentum=0.9), 20)
 
     def task(self) -> MetaTask:

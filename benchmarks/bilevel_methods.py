@@ -19,7 +19,7 @@ class Method:
 
     Attributes:
         make: from damping and symmetry.
-        damped: whether it knows a damping; if not, it tries four outer rates in place of three, and a second damping.
+        damped: whether it knows a damping; if not, it tries four outer rates in place of three and a second damping.
         symmetric: whether it needs a symmetry, without which the row leaves it out.
         ours: whether it is a curvature method of this library, and no rival.
     """

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import weingarten as wg
 
 SEEDS, MORE_SEEDS, MOST_SEEDS = (0, 1, 2), tuple(range(8)), tuple(range(24))
-TUNING_SEED, TUNING_SEEDS = (100,), (100, 101, 102)
+ONE_TUNING_SEED, TUNING_SEEDS = (100,), (100, 101, 102)
 
 Make = Callable[[float, wg.Symmetry | None], wg.HypergradientMethod]
 """From damping and the model's symmetry (None: there is none) to a method."""
@@ -85,7 +85,7 @@ class Row(ABC):
     rates: tuple[float, ...]
     dampings: tuple[float, float]
     seeds: tuple[int, ...] = SEEDS
-    tuning_seeds: tuple[int, ...] = TUNING_SEED
+    tuning_seeds: tuple[int, ...] = ONE_TUNING_SEED
     methods: tuple[str, ...] | None = None
 
     @abstractmethod

@@ -19,16 +19,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 import weingarten as wg
-from benchmarks.bilevel_protocol import (
-    MORE_SEEDS,
-    TUNING_SEEDS,
-    Clock,
-    Make,
-    Probe,
-    Result,
-    Row,
-    Setting,
-)
+from benchmarks.bilevel_protocol import MORE_SEEDS, TUNING_SEEDS, Clock, Make, Probe, Result, Row, Setting
 from benchmarks.bilevel_training import accuracy, adam, fresh, timed, train
 from weingarten.applications.clean.data import stratified
 from weingarten.applications.clean.encoder import Encoder

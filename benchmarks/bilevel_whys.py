@@ -11,7 +11,6 @@ seeds that nothing else uses, judged by the validation images in place of the te
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from typing import Any
 import torch
 
 import weingarten as wg
-from benchmarks.bilevel import RESULTS
+from benchmarks.bilevel import committed
 from benchmarks.bilevel_meta import ROWS, FeaturesDigits, MetaRow
 from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_protocol import Setting
 from benchmarks.bilevel_summary import spread
-from benchmarks.bilevel_trials import Trial, execute
+from benchmarks.bilevel_trials import execute
 from benchmarks.environment import report
 from benchmarks.trial_pool import pool
 from weingarten import tree
@@ -85,14 +84,9 @@ def longer(name: str, factor: float, rate: float) -> list[float]:
 
 def linear() -> dict[str, list[float]]:
     """Mean and standard error of the accuracy of both methods on the validation images, and of their difference by seed."""
-    lines = json.loads(RESULTS.read_text())["tables"][LINEAR]
-    trials = [
-        Trial(LINEAR, name, lines[name]["rate"], lines[name]["damping"], seed)
-        for seed in OTHER_SEEDS
-        for name in COMPARED
-    ]
     with pool() as executor:
-        values = [record["metric"] for record in executor.map(execute, trials)]
+        found = executor.map(execute, committed(LINEAR, COMPARED, OTHER_SEEDS))
+        values = [record["metric"] for record in found]
     mine, other = values[::2], values[1::2]
     parts = mine, other, [a - b for a, b in zip(mine, other, strict=True)]
     return {

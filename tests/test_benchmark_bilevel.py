@@ -34,6 +34,7 @@ def test_every_method_of_every_row_has_as_many_tuning_trials(better):
     for row in ROWS.values():
         low, high = len(row.rates) // 2 - 1, len(row.rates) // 2
         assert list(row.rates) == sorted(row.rates)
+        assert len(row.rates) == 6  # as far as four settings can climb on either side
         for name in methods_of(row.name):
             tried = settings(row.name, name, find)
             assert len(tried) == 4
