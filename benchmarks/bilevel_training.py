@@ -12,6 +12,7 @@ from torch import Tensor
 import weingarten as wg
 from benchmarks.bilevel_protocol import Clock
 from weingarten.bilevel.problem import NonFiniteError
+from weingarten.bilevel.sampling import seeded_by
 from weingarten.matfun import SingularMatrixError
 from weingarten.tree import Tree
 
@@ -39,8 +40,7 @@ def timed(
 
 def fresh(build: Callable[[], Built], seed: int) -> Built:
     """The model, or what holds it, at a start that the seed decides."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_by(seed):
         return build()
 
 
