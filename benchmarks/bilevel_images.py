@@ -50,16 +50,17 @@ class _Data:
     x: Tensor
     given: Tensor
     wrong: Tensor
-    trusted: tuple[Tensor, Tensor]
+    trusted: mnist.Labelled
+    judges: mnist.Labelled
 
 
 def _data(seed: int) -> _Data:
     generator = torch.Generator().manual_seed(seed)
-    x, y = mnist.pool(generator)
+    (x, y), judges = mnist.split(seed, generator)
     trusted, x, y = (x[:TRUSTED], y[:TRUSTED]), x[TRUSTED:], y[TRUSTED:]
     wrong = torch.rand(len(y), generator=generator) < NOISE
     other = (y + torch.randint(1, mnist.CLASSES, y.shape, generator=generator)) % mnist.CLASSES
-    return _Data(x, torch.where(wrong, other, y), wrong, trusted)
+    return _Data(x, torch.where(wrong, other, y), wrong, trusted, judges)
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,7 @@ class Images(Row):
             return clock.result(float("nan"))
         anew = wg.Objective(fresh(self.build, seed + 1), wg.CrossEntropy()).params()
         last = train(problem.inner, anew, found.hparams, rows, RETRAIN, 1e-2, seed + 1, LAST)
-        metric, before, end = (
-            accuracy(problem.outer, p, mnist.judges(seed)) for p in (last, params, found.params)
-        )
+        metric, before, end = (accuracy(problem.outer, p, data.judges) for p in (last, params, found.params))
         auroc = float(roc_auc_score(data.wrong.numpy(), -task.weights(found.hparams).numpy()))
         return clock.result(metric, auroc=auroc, accuracy_unweighted=before, accuracy_at_the_end=end)
 

@@ -14,7 +14,6 @@ from functools import lru_cache
 
 import torch
 from sklearn.metrics import balanced_accuracy_score
-from torch import Tensor
 
 import weingarten as wg
 from benchmarks import bilevel_mnist as mnist
@@ -29,10 +28,10 @@ WARM, RETRAIN, LAST = 600, 600, 0.02
 """Steps of Adam before the run and for the network trained anew after it, and the part of the rate that is left at their end."""
 
 
-def _data(seed: int, imbalance: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Images and labels of the long tail, and the balanced set."""
+def _data(seed: int, imbalance: int) -> tuple[mnist.Labelled, mnist.Labelled, mnist.Labelled]:
+    """Images and labels of the long tail, of the balanced set, and for the metric."""
     generator = torch.Generator().manual_seed(seed)
-    x, y = mnist.pool(generator)
+    (x, y), judges = mnist.split(seed, generator)
     tail, balanced = [], []
     for place, label in enumerate(torch.randperm(mnist.CLASSES, generator=generator).tolist()):
         rows = (y == label).nonzero()[:, 0]
@@ -40,7 +39,7 @@ def _data(seed: int, imbalance: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tens
         size = round(LARGEST * imbalance ** (-place / (mnist.CLASSES - 1)))
         tail.append(rows[TRUSTED : TRUSTED + size])
     inner, outer = torch.cat(tail), torch.cat(balanced)
-    return x[inner], y[inner], (x[outer], y[outer])
+    return (x[inner], y[inner]), (x[outer], y[outer]), judges
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class LongTail(Row):
     metric: str = "balanced accuracy"
 
     def run(self, make: Make, setting: Setting, seed: int) -> Result:
-        task, problem, params, rows, outer = _start(self, seed)
+        task, problem, params, rows, outer, (x, y) = _start(self, seed)
         clock = Clock(self.seconds)
         found = timed(
             clock,
@@ -77,7 +76,6 @@ class LongTail(Row):
             return clock.result(float("nan"))
         anew = wg.Objective(fresh(mnist.mlp, seed + 1), wg.CrossEntropy()).params()
         last = train(problem.inner, anew, found.hparams, rows, RETRAIN, 1e-2, seed + 1, LAST)
-        x, y = mnist.judges(seed)
         metric, before, end = (
             float(balanced_accuracy_score(y.numpy(), predicted(problem.outer, p, x).numpy()))
             for p in (last, params, found.params)
@@ -85,7 +83,7 @@ class LongTail(Row):
         return clock.result(metric, accuracy_unweighted=before, accuracy_at_the_end=end)
 
     def probe(self, seed: int) -> Probe:
-        task, problem, params, rows, outer = _start(self, seed)
+        task, problem, params, rows, outer, _ = _start(self, seed)
         inner = rows.draw(torch.Generator().manual_seed(seed))
         hparams = task.start()
         draw = torch.Generator().manual_seed(seed)  # off zero, where the first layer's gradient vanishes
@@ -99,13 +97,13 @@ class LongTail(Row):
 @lru_cache(1)  # the methods of a row take turns on a seed
 def _start(
     row: LongTail, seed: int
-) -> tuple[WeightNetwork, wg.Problem, wg.Tree, wg.Rows, tuple[Tensor, Tensor]]:
-    x, y, outer = _data(seed, row.imbalance)
+) -> tuple[WeightNetwork, wg.Problem, wg.Tree, wg.Rows, mnist.Labelled, mnist.Labelled]:
+    (x, y), outer, judges = _data(seed, row.imbalance)
     task = WeightNetwork(fresh(mnist.mlp, seed), mnist.CLASSES, row.weight_decay, seed=seed)
     problem, first = task.problem(), task.problem().inner.objective.params()
     plain = wg.Rows(task.inputs(x, y), y, min(BATCH, len(y)))  # all weights are 1 at the start
     params = train(problem.inner, first, task.start(), plain, WARM, 1e-2, seed, LAST)
-    return task, problem, params, wg.Rows(task.inputs(x, y, params), y, plain.batch_size), outer
+    return task, problem, params, wg.Rows(task.inputs(x, y, params), y, plain.batch_size), outer, judges
 
 
 ROWS: list[Row] = [LongTail(imbalance, f"long tail {imbalance}") for imbalance in (10, 50, 100)]

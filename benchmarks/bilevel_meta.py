@@ -46,6 +46,7 @@ from benchmarks.bilevel_protocol import (
     Result,
     Row,
     Setting,
+    for_tuning,
 )
 from benchmarks.bilevel_training import DIVERGED, fresh
 from weingarten.applications.problems import (
@@ -106,13 +107,19 @@ class MetaRow(Row):
                 task, method, self.inner[0], outer, STEPS,
                 episodes=train, batch=BATCH, inner_steps=self.inner[1], callbacks=[clock], seed=seed,
             )  # fmt: skip
-            return clock.result(self.judge(task, found.hparams, test))
+            return clock.result(self.judge(task, found.hparams, test, seed))
         except DIVERGED:
             return clock.result(float("nan"))
 
-    def judge(self, task: MetaTask, hparams: wg.bilevel.problem.TreeLike, test: EpisodeSource) -> float:
-        """The mean score of the query sets after adaptation, on the same episodes for every method and seed."""
-        generator, outer = torch.Generator().manual_seed(0), task.problem().outer
+    def judge(
+        self, task: MetaTask, hparams: wg.bilevel.problem.TreeLike, test: EpisodeSource, seed: int
+    ) -> float:
+        """The mean score of the query sets after adaptation.
+
+        Each seed has its own episodes, the same for every method; all seeds for tuning share others.
+        """
+        generator = torch.Generator().manual_seed(0 if for_tuning(seed) else 1 + seed)
+        outer = task.problem().outer
         scores = []
         for _ in range(HELD_OUT):
             drawn = test.draw(BATCH, generator)

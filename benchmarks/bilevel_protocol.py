@@ -22,6 +22,13 @@ import weingarten as wg
 
 SEEDS, MORE_SEEDS, MOST_SEEDS = (0, 1, 2), tuple(range(8)), tuple(range(24))
 ONE_TUNING_SEED, TUNING_SEEDS = (100,), (100, 101, 102)
+TUNING_FROM = 50
+
+
+def for_tuning(seed: int) -> bool:
+    """Whether a seed serves tuning or first looks: from 50 on. What judges those judges no other."""
+    return seed >= TUNING_FROM
+
 
 Make = Callable[[float, wg.Symmetry | None], wg.HypergradientMethod]
 """From damping and the model's symmetry (None: there is none) to a method."""

