@@ -27,6 +27,7 @@ from tests.symmetry.models import (
 from weingarten.groups import Permutation, Rotation, SignedPermutation, Wreath
 from weingarten.losses import MSE
 from weingarten.symmetry import Isotypic, Symmetry, check_symmetry, explain_symmetry, infer_symmetry, plan
+from weingarten.symmetry.trace import export, operator_name
 
 P, S, R = Permutation(), SignedPermutation(), Rotation()
 
@@ -169,6 +170,26 @@ def test_deep_bidirectional_recurrent_layers():
     symmetry = infer(recurrent(nn.LSTM, num_layers=2, bidirectional=True), randn(3, 4, 3))
     assert len(symmetry.groups) == 4
     assert words(symmetry)["cell.weight_ih_l1[0:20, 5:10]"] == "(. cell.3) cell.2"
+
+
+@pytest.mark.parametrize(("output", "known"), [(0, True), (1, False)])
+def test_shapes_that_pytorch_misstates_matter_where_they_are_used(monkeypatch, output, known):
+    """PyTorch 2.11 gives the states of ``lstm`` a dimension too many."""
+
+    def misstated(model, example_inputs):
+        program = export(model, example_inputs)
+        (node,) = (n for n in program.graph.nodes if n.op == "call_function" and operator_name(n) == "lstm")
+        first, *states = node.meta["val"]
+        node.meta["val"] = (first, *(state[None] for state in states))
+        return program
+
+    monkeypatch.setattr("weingarten.symmetry.infer.export", misstated)
+    model = Net(
+        lambda s, x: s.o(s.r(x)[0] if output == 0 else s.r(x)[1][0][0]), r=nn.LSTM(3, 5), o=nn.Linear(5, 2)
+    )
+    found = explain_symmetry(scramble(model), randn(3, 4, 3))
+    assert found.symmetry.groups == ({"r": P} if known else {})
+    assert ("lstm in r" in found.unknown) == (not known)
 
 
 def test_last_hidden_state_of_deep_recurrent_layers():

@@ -211,11 +211,18 @@ class Trace:
         return value if value and isinstance(value[0], list) else [value]
 
     def _fits(self, node: fx.Node, value: Value) -> bool:
-        """Whether a rule's result has the operator's shapes."""
-        expected = node.meta.get("val")
-        tensors = expected if isinstance(expected, tuple | list) else [expected]
+        """Whether a rule's result has the operator's shapes; of several results, those that are used.
+
+        (PyTorch 2.11 gives the states of ``lstm`` a dimension too many.)
+        """
+        expected, results = node.meta.get("val"), self._results(value)
+        tensors = list(expected) if isinstance(expected, tuple | list) else [expected]
+        items = [user for user in node.users if operator_name(user) == "getitem"]
+        some = isinstance(expected, tuple | list) and len(items) == len(node.users)
+        used: set[Any] = {item.args[1] for item in items} if some else set(range(len(tensors)))
         shapes = [[int(n) for n in t.shape] if isinstance(t, Tensor) else [] for t in tensors]
-        return shapes == [[axis.size for axis in axes] for axes in self._results(value)]
+        found = [[axis.size for axis in axes] for axes in results]
+        return len(shapes) == len(found) and all(shapes[i] == found[i] for i in used)
 
     def _close(self, axes: Axes) -> None:
         """A choice whose index is no longer among the axes becomes an ordinary axis."""
