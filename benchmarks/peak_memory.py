@@ -38,7 +38,7 @@ def status(name: str) -> int:
 
 def tensor_peak(call: Callable[[], Any]) -> int:
     """Bytes of tensors that the call makes and that live at once: for small models, of which the system tells nothing."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         call()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = peak = 0

@@ -48,9 +48,9 @@ def test_no_other_scale_of_the_composition_is_nearer_to_one(steps):
     """Its extremes lie evenly about one, at the bound ``1 - p(lower)``; then it is monotone in the number of steps."""
     found = composed(torch.linspace(1e-3, 1, 200_001, dtype=torch.float64), steps)
     bound = 1 - float(found[0])
-    assert float(found.min()) >= 1 - bound - 1e-12
+    assert float(found.min()) >= 1 - bound - 1e-9
     assert float(found.max()) == pytest.approx(1 + bound, abs=2e-2)
-    assert float(found.max()) <= 1 + bound + 1e-12
+    assert float(found.max()) <= 1 + bound + 1e-9
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -100,13 +100,15 @@ def test_polar_express_in_bfloat16():
 def test_stacks_and_singular_matrices(call):
     """Rank one and zero: finite, never longer than one, also at the ends of float32's range.
 
-    In float32 the null space stays almost zero; bfloat16 makes up directions of 1/512, which are above the lower bound.
+    In float32 the null space stays almost zero, though its rounding, which a stack may have of its own, grows by some four
+    thousand; bfloat16 makes up directions of 1/512, which are above the lower bound.
     """
     one = torch.outer(normal(6), normal(4, seed=1)).float()
     stack = torch.stack([one, 0 * one, normal(6, 4).float(), 1e-38 * one, 1e38 * one / one.abs().max()])
     found = call(stack)
     for matrix, alone in zip(stack, found, strict=True):
-        torch.testing.assert_close(alone, call(matrix))
+        slack = 5e-4 if alone.dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(alone, call(matrix), rtol=0, atol=slack)
     values = torch.linalg.svdvals(found.double())
     assert float(values.max()) < 1.03
     assert bool((found[1] == 0).all())
