@@ -233,7 +233,8 @@ def test_missing_extra_is_named(name):
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
     )
     assert result.returncode != 0
-    (line,) = result.stderr.strip().splitlines() or [""]
+    line, *others = result.stderr.strip().splitlines()
+    assert others == []
     assert line.startswith(f"error: the command line needs {name!r}")
     assert "pip install 'weingarten[cli,data,plots]'" in line
 

@@ -84,7 +84,8 @@ def solve(
         problem: the two levels.
         hypergradient: ``Implicit()``, ``Unrolled(...)``, or one of ``METHODS``.
         inner_optimizer: from a list of tensors to a ``torch.optim.Optimizer``: ``functools.partial(torch.optim.Adam, lr=1e-3)``.
-        outer_optimizer: the same for the outer variables.
+            Its state is kept from one outer step to the next, except that of ``LBFGS``, which is of one objective only.
+        outer_optimizer: the same for the outer variables; not ``LBFGS``.
         steps: outer steps in all.
         hparams: the outer variables at the start: named tensors, which are not changed, or a module, whose
             trainable parameters they are and which is loaded with the result when the run ends (not if it is

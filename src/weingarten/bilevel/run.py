@@ -66,13 +66,22 @@ class Run:
     ) -> Run:
         """A run before its first step, on copies of the tensors."""
         leaves, outer = _leaves("params", params), _leaves("hparams", hparams)
+        inner_optimizer, outer_optimizer = (
+            factories[0](list(leaves.values())),
+            factories[1](list(outer.values())),
+        )
+        if isinstance(outer_optimizer, torch.optim.LBFGS):
+            raise ValueError(
+                "solve: outer_optimizer makes an LBFGS, which asks for the loss many times a step; expected an optimizer that "
+                "takes one gradient a step, such as Adam or SGD"
+            )
         run = Run(
             problem=problem,
             method=method,
             params=leaves,
             hparams=outer,
-            inner=factories[0](list(leaves.values())),
-            outer=factories[1](list(outer.values())),
+            inner=inner_optimizer,
+            outer=outer_optimizer,
             sources=sources,
             inner_steps=inner_steps,
             project=_by_name(project, outer),
@@ -163,6 +172,10 @@ class Run:
     def _train(self) -> float:
         """The inner steps; the last loss."""
         inner, hparams, loss = self.problem.inner, tree.detach(self.hparams), float("nan")
+        if isinstance(
+            self.inner, torch.optim.LBFGS
+        ):  # it compares gradients, and those were of other outer variables
+            self.inner.state.clear()
         for number in range(1, self.inner_steps + 1):
             batch = self.sources[0].draw(self.generator)
             where = f"(inner step {number} of {self.inner_steps})"
