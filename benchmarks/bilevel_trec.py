@@ -3,7 +3,7 @@
 TREC's 5,033 training questions with one weak label each, 51 % of them wrong and most of these "description", the class given
 where no keyword matched; 100 of the 500 checked questions are trusted, the other 400 are for the metric. As in the images' rows a
 run starts near the inner minimum, and the metric is that of a head trained anew on the learned row weights and the trusted
-rows. Seeds for tuning are judged on the same 400: there are no further checked questions.
+rows. Seeds for tuning leave out 1,000 of the training questions, whose true classes judge them in place of the 400.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 import weingarten as wg
-from benchmarks.bilevel_protocol import MORE_SEEDS, TUNING_SEEDS, Clock, Make, Probe, Result, Row, Setting
+from benchmarks.bilevel_protocol import (
+    MORE_SEEDS,
+    TUNING_SEEDS,
+    Clock,
+    Make,
+    Probe,
+    Result,
+    Row,
+    Setting,
+    for_tuning,
+)
 from benchmarks.bilevel_training import accuracy, adam, fresh, timed, train
 from weingarten.applications.clean.data import stratified
 from weingarten.applications.clean.encoder import Encoder
@@ -30,6 +40,8 @@ __all__ = ["ROWS", "Questions", "encoder_folder", "questions"]
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "trec"
 CACHE = Path("runs/bilevel/trec_minilm.npz")
 CLASSES, TRUSTED, BATCH, WARM, RETRAIN, LAST = 6, 100, 1000, 400, 400, 0.02
+VALIDATION = 1000
+"""Training questions that judge the seeds for tuning."""
 
 
 def encoder_folder() -> Path:
@@ -97,6 +109,29 @@ def checked(seed: int, trusted: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
+class Given:
+    """Vectors, weak labels and truth of the questions that a seed is given; its trusted ones; those for the metric."""
+
+    x: Tensor
+    weak: Tensor
+    truth: Tensor
+    trusted: tuple[Tensor, Tensor]
+    judges: tuple[Tensor, Tensor]
+
+    @staticmethod
+    def draw(seed: int) -> Given:
+        """By the seed, but for the training questions that judge seeds for tuning: these are always the same."""
+        data, (trusted, others) = questions(), checked(seed, TRUSTED)
+        x, y = data.checked_x, data.checked_y
+        rows, judges = torch.arange(len(data.weak)), (x[others], y[others])
+        if for_tuning(seed):
+            drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+            validation, rows = drawn[:VALIDATION], drawn[VALIDATION:]
+            judges = data.x[validation], data.truth[validation]
+        return Given(data.x[rows], data.weak[rows], data.truth[rows], (x[trusted], y[trusted]), judges)
+
+
+@dataclass(frozen=True)
 class Questions(Row):
     """Row weights of the weak labels, which a hundred trusted questions judge."""
 
@@ -110,9 +145,7 @@ class Questions(Row):
     inner_steps: int = 40
 
     def run(self, make: Make, setting: Setting, seed: int) -> Result:
-        data, task, params, rows = _start(seed)
-        trusted, judged = checked(seed, TRUSTED)
-        trusted_x, trusted_y = data.checked_x[trusted], data.checked_y[trusted]
+        given, task, params, rows = _start(seed)
         problem, clock = task.problem(), Clock(self.seconds)
         found = timed(
             clock,
@@ -123,32 +156,30 @@ class Questions(Row):
             params=params,
             hparams=task.start(),
             inner_data=rows,
-            outer_data=(trusted_x, trusted_y),
+            outer_data=given.trusted,
             inner_steps=self.inner_steps,
             seed=seed,
         )
         if found is None:
             return clock.result(float("nan"))
         weights = task.weights(found.hparams)
-        last = self._anew(data, weights, trusted_x, trusted_y, seed)
-        held = data.checked_x[judged], data.checked_y[judged]
-        metric, end = (accuracy(problem.outer, p, held) for p in (last, found.params))
-        auroc = float(roc_auc_score((data.weak != data.truth).numpy(), -weights.numpy()))
+        last = self._anew(given, weights, seed)
+        metric, end = (accuracy(problem.outer, p, given.judges) for p in (last, found.params))
+        auroc = float(roc_auc_score((given.weak != given.truth).numpy(), -weights.numpy()))
         return clock.result(metric, auroc=auroc, accuracy_at_the_end=end)
 
     def probe(self, seed: int) -> Probe:
-        data, task, params, rows = _start(seed)
-        trusted, _ = checked(seed, TRUSTED)
-        outer = wg.Batch(data.checked_x[trusted], data.checked_y[trusted])
+        given, task, params, rows = _start(seed)
         inner = rows.draw(torch.Generator().manual_seed(seed))
-        return Probe(task.problem(), params, task.start(), wg.Batches(outer, inner))
+        return Probe(task.problem(), params, task.start(), wg.Batches(wg.Batch(*given.trusted), inner))
 
     def symmetry(self) -> None:
         """A linear model has no hidden units."""
 
-    def _anew(self, data: Data, weights: Tensor, trusted_x: Tensor, trusted_y: Tensor, seed: int) -> wg.Tree:
+    def _anew(self, given: Given, weights: Tensor, seed: int) -> wg.Tree:
         """A head trained on the weighted rows and the trusted ones, which weigh 1."""
-        x, y = torch.cat([data.x, trusted_x]), torch.cat([data.weak, trusted_y])
+        trusted_x, trusted_y = given.trusted
+        x, y = torch.cat([given.x, trusted_x]), torch.cat([given.weak, trusted_y])
         rows = wg.Rows(x, y, BATCH, torch.cat([weights, torch.ones(len(trusted_y))]))
         objective = wg.Objective(fresh(linear, seed + 1), wg.CrossEntropy())
         level = wg.Level(objective, penalty=wg.L2(1e-3))
@@ -156,12 +187,12 @@ class Questions(Row):
 
 
 @lru_cache(1)  # the methods of a row take turns on a seed
-def _start(seed: int) -> tuple[Data, RowWeights, wg.Tree, wg.Rows]:
-    data = questions()
-    task = RowWeights(fresh(linear, seed), len(data.weak), 1e-3)
-    rows, problem = wg.Rows(data.x, data.weak, BATCH), task.problem()
+def _start(seed: int) -> tuple[Given, RowWeights, wg.Tree, wg.Rows]:
+    given = Given.draw(seed)
+    task = RowWeights(fresh(linear, seed), len(given.weak), 1e-3)
+    rows, problem = wg.Rows(given.x, given.weak, BATCH), task.problem()
     first = problem.inner.objective.params()
-    return data, task, train(problem.inner, first, task.start(), rows, WARM, 1e-2, seed, LAST), rows
+    return given, task, train(problem.inner, first, task.start(), rows, WARM, 1e-2, seed, LAST), rows
 
 
 ROWS: list[Row] = [Questions()] if DATA.exists() else []

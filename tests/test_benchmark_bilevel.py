@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import bilevel_mnist as mnist
+from benchmarks import bilevel_trec as trec
 from benchmarks.bilevel_cleaning import CHECKED, MOST, TENTHS, but_a_tenth
 from benchmarks.bilevel_encoder import summary as encoder_summary
 from benchmarks.bilevel_meta import MAMLSine
@@ -87,6 +88,20 @@ def test_every_seed_is_judged_by_images_of_its_own_and_no_tuning_seed_by_one_of_
     assert not validation & (rows | judges | others | judges_of_others | tuned)
     assert 100 < len(judges & judges_of_others) < 400  # 1000 of 4400, twice: 227 are expected
     assert numbered(TUNING_SEEDS[1])[1] == validation
+
+
+def test_questions_that_judge_tuning_judge_nothing_else(monkeypatch):
+    number, classes = torch.arange(5000), torch.arange(5000) % 6
+    data = trec.Data(number, classes, classes, 10_000 + number[:500], classes[:500])
+    monkeypatch.setattr(trec, "questions", lambda: data)
+    final, tuned, other = (trec.Given.draw(seed) for seed in (0, *TUNING_SEEDS[:2]))
+    assert torch.equal(final.x, number)
+    assert sorted(torch.cat([final.trusted[0], final.judges[0]])) == sorted(data.checked_x)
+    assert len(final.judges[0]) == 400
+    assert sorted(torch.cat([tuned.x, tuned.judges[0]])) == sorted(number)
+    assert len(tuned.judges[0]) == 1000
+    assert torch.equal(tuned.judges[0], other.judges[0])
+    assert not torch.equal(tuned.trusted[0], other.trusted[0])
 
 
 def test_every_seed_is_judged_by_episodes_of_its_own_and_tuning_seeds_by_other_ones():
