@@ -46,6 +46,28 @@ def dense_parts(case: Case, matrix=reference.dense_ggn):
     return a, flat(b)
 
 
+def test_away_from_the_minimum_the_change_to_come_is_foretold():
+    """To first order: at a tenth of the distance the error is a tenth of its size."""
+    case = ridge()
+    exact = wg.Implicit(solver=wg.Direct(), preconditioner=None, damping=0.0)
+    there = case.problem.outer.value(case.params, case.hparams, case.batches.outer)
+    away = torch.tensor([[0.3], [-0.2], [0.1], [0.4]], dtype=torch.float64)
+    errors = []
+    for distance in (1e-2, 1e-3):
+        params = {"theta": case.params["theta"] + distance * away}
+        found = exact(case.problem, params, case.hparams, case.batches)
+        leaf = params["theta"].requires_grad_()
+        inner = case.problem.inner.value({"theta": leaf}, case.hparams, case.batches.mixed)
+        (gradient,) = torch.autograd.grad(inner, leaf)
+        assert found.inner_gradient == pytest.approx(float(gradient.norm()), rel=1e-12)
+        errors.append(found.outer_change / (float(there) - found.outer_loss) - 1)
+    assert 0.08 < errors[1] / errors[0] < 0.12
+    assert abs(errors[1]) < 0.02
+    minimum = exact(case.problem, case.params, case.hparams, case.batches)
+    assert minimum.inner_gradient < 1e-14
+    assert abs(minimum.outer_change) < 1e-14
+
+
 def krylov_solution(a, b, inverse, steps):
     """The best in the A-norm from the span of ``(P^{-1} A)^k P^{-1} b``: what exact CG gives, without its recurrence."""
     basis = [inverse @ b]

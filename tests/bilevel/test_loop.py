@@ -170,6 +170,8 @@ def test_history():
     assert all(later > earlier for earlier, later in pairwise(history.column("seconds")))
     assert set(history.column("negative_curvature")) == {False}
     assert all(0 < n <= 3 for n in history.column("products"))
+    assert all(length > 0 for length in history.column("inner_gradient"))
+    assert all(abs(change) > 0 for change in history.column("outer_change"))
     frame = history.to_pandas()
     assert list(frame["inner_loss"]) == history.column("inner_loss")
     assert str(history).count("\n") == 7

@@ -19,7 +19,8 @@ from weingarten.operators import Operator
 
 __all__ = ["CheckpointError", "decode", "describe", "encode", "read", "write"]
 
-FORMAT = 1
+FORMAT = 2
+"""2: a history has the columns ``inner_gradient`` and ``outer_change``."""
 TYPES: dict[str, type] = {"ImplicitState": ImplicitState, "Anchor": Anchor, "Batch": Batch}
 """The dataclasses that a method's state may contain, besides tensors, numbers, text, dicts, lists and tuples."""
 

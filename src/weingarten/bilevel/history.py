@@ -15,6 +15,8 @@ COLUMNS = (
     "outer_loss",
     "inner_loss",
     "hypergradient_norm",
+    "inner_gradient",
+    "outer_change",
     "residual",
     "products",
     "seconds",
@@ -30,6 +32,8 @@ class History:
     outer_loss          f on the outer batch, before the outer variables moved
     inner_loss          g on the batch of the last inner step, before that step
     hypergradient_norm  Euclidean, over all outer variables
+    inner_gradient      Euclidean length, zero at the inner minimum; NaN where the method does not take it
+    outer_change        what f would change by, to first order, if inner training were finished; NaN likewise
     residual            of the inverse-curvature product, relative; NaN where it was not to be had
     products            curvature-vector products of this step
     seconds             wall time of all steps so far, in all sessions, without callbacks and checkpoints
@@ -54,6 +58,8 @@ class History:
             found.outer_loss,
             inner_loss,
             float(tree.norm(found.value)),
+            found.inner_gradient,
+            found.outer_change,
             found.residual,
             found.products,
             before + seconds,

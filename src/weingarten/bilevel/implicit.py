@@ -129,7 +129,9 @@ class Implicit(HypergradientMethod):
             problem.inner, params, hparams, batches, b, state, generator
         )
         refuse_non_finite("inverse product", solution.value)
-        mixed = mixed_product(problem.inner, params, hparams, batches.mixed, solution.value)
+        mixed, inner_gradient, along = _mixed_terms(
+            problem.inner, params, hparams, batches.mixed, solution.value
+        )
         refuse_non_finite("mixed derivative", mixed)
         refuse_silent_zeros("Implicit", problem, params, hparams, batches, direct, mixed)
         return Hypergradient(
@@ -137,6 +139,8 @@ class Implicit(HypergradientMethod):
             direct=direct,
             inverse_product=solution.value,
             outer_loss=loss,
+            inner_gradient=inner_gradient,
+            outer_change=-along,
             residual=solution.residual,
             converged=solution.converged,
             negative_curvature=solution.negative_curvature,
@@ -268,16 +272,25 @@ def mixed_product(inner: Level, params: Tree, hparams: Tree, batch: Batch, q: Tr
     Raises:
         NotImplementedError: if an operation of the inner objective has no second derivative.
     """
+    return _mixed_terms(inner, params, hparams, batch, q)[0]
+
+
+def _mixed_terms(
+    inner: Level, params: Tree, hparams: Tree, batch: Batch, q: TreeLike
+) -> tuple[Tree, float, float]:
+    """:func:`mixed_product`, and what is known on the way: the length of ``d_params g``, and its product with q."""
     params = {name: p.detach().requires_grad_() for name, p in params.items()}
     hparams = {name: h.detach().requires_grad_() for name, h in hparams.items()}
     with curvature_pass(inner.objective.model), torch.enable_grad():
         value = inner.value(params, hparams, batch)
         remedy = "write the inner objective in operations that have one"
-        inner_product = tree.dot(gradient_twice("mixed_product", value, params, remedy), tree.detach(q))
+        gradient = gradient_twice("mixed_product", value, params, remedy)
+        inner_product = tree.dot(gradient, tree.detach(q))
         if not inner_product.requires_grad:  # the inner objective does not depend on the parameters
-            return tree.zeros_like(tree.detach(hparams))
+            return tree.zeros_like(tree.detach(hparams)), 0.0, 0.0
         mixed = torch.autograd.grad(inner_product, list(hparams.values()), materialize_grads=True)
-    return dict(zip(hparams, mixed, strict=True))
+    length = float(tree.norm(tree.detach(gradient)))
+    return dict(zip(hparams, mixed, strict=True)), length, float(inner_product.detach())
 
 
 def _penalty_curvature(inner: Level, params: Tree, hparams: Tree) -> tuple[float, Operator | None]:

@@ -102,6 +102,11 @@ class Hypergradient:
         inverse_product: q, the approximation to ``(d^2 g + damping)^{-1} d f/dparams``; None for unrolling.
         outer_loss: f.
         seconds: wall time.
+        inner_gradient: ``|d_params g|`` on the mixed batch. The implicit function theorem speaks of a minimum, where it is zero.
+            NaN for methods that do not take this gradient.
+        outer_change: ``-q . d_params g``, what f would change by, to first order, if inner training went on to its minimum. It
+            is in the unit of f, and so tells whether training was long enough; no better than q is. NaN likewise. (The
+            estimate by a dual solution, Becker and Rannacher 2001, https://doi.org/10.1017/S0962492901000010.)
         residual: ``|b - A q| / |b|``, NaN where it would have cost a product or no system was solved.
         converged: whether a solver reached its tolerance.
         negative_curvature: whether a solver met it.
@@ -114,6 +119,8 @@ class Hypergradient:
     inverse_product: Tree | None
     outer_loss: float
     seconds: float
+    inner_gradient: float = math.nan
+    outer_change: float = math.nan
     residual: float = math.nan
     converged: bool = False
     negative_curvature: bool = False
