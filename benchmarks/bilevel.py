@@ -88,7 +88,7 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
     probes = {row: kept(folder / f"probe {row}.json", lambda row=row: probed(row)) for row in tables}
     print(printed(tables), overview(tables), sep="\n")
     verdict = tasks_ahead(tables)
-    counts = {key: value for key, value in verdict.items() if key != "verdicts"}
+    counts = {key: value for key, value in verdict.items() if key not in ("averages", "verdicts")}
     trials = {
         row: {
             name: [
@@ -103,6 +103,7 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
         "quick": False,
         "tables": tables,
         "verdicts": verdict["verdicts"],
+        "averages": verdict["averages"],
         "within_one_error": within_one_error(tables),
         "probes": probes,
         "cleaning": None if cleaning is None else bilevel_cleaning.summary(cleaning),
