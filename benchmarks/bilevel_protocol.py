@@ -4,6 +4,7 @@ A *row* is one task on one data set. Each of its methods tries the same number o
 four outer rates, or where there is a damping three rates and a second damping, on a grid that is climbed from its middle
 (`bilevel_trials.settings`). Rows of tasks 1 to 4 judge a setting by its mean over three tuning seeds; the two of them whose
 trials take ten seconds or more with set-up ("images CNN", "iMAML sine, 64 steps"), and the other tasks, by one.
+What judges a tuning seed of tasks 1 to 4 judges no other (`for_tuning`); the other seeds draw what judges them.
 Three seeds follow at the best setting, in rows of tasks 1 to 4 five more: the claim is about these, and three seeds left many
 of its leads undecided. Where eight left it open whether the plain methods are behind, sixteen more follow; what these alone
 say of the method that was best on the eight is reported too (`bilevel_summary.unseen`). A trial is a whole run of the task

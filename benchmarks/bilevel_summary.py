@@ -11,7 +11,18 @@ from benchmarks.bilevel_methods import METHODS
 from benchmarks.bilevel_protocol import MORE_SEEDS
 from benchmarks.bilevel_trials import GROUPS, ROWS, Find, Record, final, methods_of, value
 
-__all__ = ["ahead", "compared", "line_of", "overview", "printed", "tasks_ahead", "unseen", "within_one_error"]
+__all__ = [
+    "ahead",
+    "averages_ahead",
+    "compared",
+    "line_of",
+    "on_average",
+    "overview",
+    "printed",
+    "tasks_ahead",
+    "unseen",
+    "within_one_error",
+]
 
 Lines = dict[str, dict[str, Any]]
 PLAIN = ("identity", "one step")
