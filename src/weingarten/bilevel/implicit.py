@@ -285,11 +285,11 @@ def _mixed_terms(
         value = inner.value(params, hparams, batch)
         remedy = "write the inner objective in operations that have one"
         gradient = gradient_twice("mixed_product", value, params, remedy)
-        inner_product = tree.dot(gradient, tree.detach(q))
+        length, inner_product = float(tree.norm(tree.detach(gradient))), tree.dot(gradient, tree.detach(q))
+        del gradient  # as large as the parameters, and not needed while the product is differentiated
         if not inner_product.requires_grad:  # the inner objective does not depend on the parameters
             return tree.zeros_like(tree.detach(hparams)), 0.0, 0.0
         mixed = torch.autograd.grad(inner_product, list(hparams.values()), materialize_grads=True)
-    length = float(tree.norm(tree.detach(gradient)))
     return dict(zip(hparams, mixed, strict=True)), length, float(inner_product.detach())
 
 

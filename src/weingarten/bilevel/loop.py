@@ -109,7 +109,7 @@ def solve(
         DivergenceError: if a loss, the parameters or the hypergradient is not finite; the last checkpoint stays.
         Interrupted: a ``KeyboardInterrupt``, after a SIGINT in the main thread, once the step it fell into is done and saved; its
             ``outcome`` holds the state. A second SIGINT does what it would have done without the loop.
-        ValueError: for numbers out of range and names that do not exist.
+        ValueError: for numbers out of range, names that do not exist, and ``LBFGS`` as outer optimiser.
 
     >>> from functools import partial
     >>> from weingarten import L2, MSE, Box, Implicit, Level, Objective

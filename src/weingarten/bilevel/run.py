@@ -66,10 +66,8 @@ class Run:
     ) -> Run:
         """A run before its first step, on copies of the tensors."""
         leaves, outer = _leaves("params", params), _leaves("hparams", hparams)
-        inner_optimizer, outer_optimizer = (
-            factories[0](list(leaves.values())),
-            factories[1](list(outer.values())),
-        )
+        inner_optimizer = factories[0](list(leaves.values()))
+        outer_optimizer = factories[1](list(outer.values()))
         if isinstance(outer_optimizer, torch.optim.LBFGS):
             raise ValueError(
                 "solve: outer_optimizer makes an LBFGS, which asks for the loss many times a step; expected an optimizer that "
@@ -172,10 +170,8 @@ class Run:
     def _train(self) -> float:
         """The inner steps; the last loss."""
         inner, hparams, loss = self.problem.inner, tree.detach(self.hparams), float("nan")
-        if isinstance(
-            self.inner, torch.optim.LBFGS
-        ):  # it compares gradients, and those were of other outer variables
-            self.inner.state.clear()
+        if isinstance(self.inner, torch.optim.LBFGS):
+            self.inner.state.clear()  # it compares gradients, and those were of other outer variables
         for number in range(1, self.inner_steps + 1):
             batch = self.sources[0].draw(self.generator)
             where = f"(inner step {number} of {self.inner_steps})"
