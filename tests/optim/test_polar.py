@@ -48,9 +48,9 @@ def test_no_other_scale_of_the_composition_is_nearer_to_one(steps):
     """Its extremes lie evenly about one, at the bound ``1 - p(lower)``; then it is monotone in the number of steps."""
     found = composed(torch.linspace(1e-3, 1, 200_001, dtype=torch.float64), steps)
     bound = 1 - float(found[0])
-    assert float(found.min()) >= 1 - bound - 1e-9
+    assert float(found.min()) >= 1 - bound - 1e-12
     assert float(found.max()) == pytest.approx(1 + bound, abs=2e-2)
-    assert float(found.max()) <= 1 + bound + 1e-9
+    assert float(found.max()) <= 1 + bound + 1e-11  # a tie: 6e-12 above where products are fused otherwise
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -95,9 +95,14 @@ def test_polar_express_in_bfloat16():
 
 
 @pytest.mark.parametrize(
-    "call", [exact_polar, polar_express, lambda m: polar_express(m, dtype=torch.bfloat16)]
+    ("call", "slack"),
+    [
+        (exact_polar, {}),
+        (polar_express, {"rtol": 0, "atol": 1e-4}),
+        (lambda m: polar_express(m, dtype=torch.bfloat16), {}),
+    ],
 )
-def test_stacks_and_singular_matrices(call):
+def test_stacks_and_singular_matrices(call, slack):
     """Rank one and zero: finite, never longer than one, also at the ends of float32's range.
 
     In float32 the null space stays almost zero, though its rounding, which a stack may have of its own, grows by some four
@@ -107,8 +112,7 @@ def test_stacks_and_singular_matrices(call):
     stack = torch.stack([one, 0 * one, normal(6, 4).float(), 1e-38 * one, 1e38 * one / one.abs().max()])
     found = call(stack)
     for matrix, alone in zip(stack, found, strict=True):
-        slack = 5e-4 if alone.dtype == torch.float32 else 2e-2
-        torch.testing.assert_close(alone, call(matrix), rtol=0, atol=slack)
+        torch.testing.assert_close(alone, call(matrix), **slack)
     values = torch.linalg.svdvals(found.double())
     assert float(values.max()) < 1.03
     assert bool((found[1] == 0).all())
