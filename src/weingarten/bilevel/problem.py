@@ -105,8 +105,9 @@ class Hypergradient:
         inner_gradient: ``|d_params g|`` on the mixed batch. The implicit function theorem speaks of a minimum, where it is zero.
             NaN for methods that do not take this gradient.
         outer_change: ``-q . d_params g``, what f would change by, to first order, if inner training went on to its minimum. It
-            is in the unit of f, and so tells whether training was long enough; no better than q is. NaN likewise. (The
-            estimate by a dual solution, Becker and Rannacher 2001, https://doi.org/10.1017/S0962492901000010.)
+            is in the unit of f, and so tells whether training was long enough; no better than q is, and nothing where the
+            identity stands for the curvature. NaN likewise. (The estimate by a dual solution, Becker and Rannacher 2001,
+            https://doi.org/10.1017/S0962492901000010.)
         residual: ``|b - A q| / |b|``, NaN where it would have cost a product or no system was solved.
         converged: whether a solver reached its tolerance.
         negative_curvature: whether a solver met it.
