@@ -22,6 +22,7 @@ from benchmarks.bilevel_probes import probed
 from benchmarks.bilevel_protocol import SEEDS
 from benchmarks.bilevel_summary import (
     ahead,
+    averages,
     compared,
     line_of,
     overview,
@@ -86,7 +87,7 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
         work_off(lambda: wanted(arguments.rows, cache.get), cache, arguments.workers, execute, told)
     tables = compared(ROWS, cache.get)
     probes = {row: kept(folder / f"probe {row}.json", lambda row=row: probed(row)) for row in tables}
-    print(printed(tables), overview(tables), sep="\n")
+    print(printed(tables), overview(tables), overview(averages(tables)), sep="\n\n")
     verdict = tasks_ahead(tables)
     counts = {key: value for key, value in verdict.items() if key not in ("averages", "verdicts")}
     trials = {

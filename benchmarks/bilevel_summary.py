@@ -13,7 +13,7 @@ from benchmarks.bilevel_trials import GROUPS, ROWS, Find, Record, final, methods
 
 __all__ = [
     "ahead",
-    "averages_ahead",
+    "averages",
     "compared",
     "line_of",
     "on_average",
@@ -163,15 +163,13 @@ def on_average(tables: list[Lines]) -> Lines:
     return lines
 
 
-def averages_ahead(tables: dict[str, Lines]) -> dict[str, dict[str, Any]]:
-    """The verdict on the mean over a task's rows, so that one method serves all; of tasks 1 to 4 whose rows share a metric."""
-    found = {}
-    for task, rows in list(GROUPS.items())[:4]:
-        if rows and len({ROWS[row].metric for row in rows}) == 1 and all(row in tables for row in rows):
-            lines = on_average([tables[row] for row in rows])
-            figures = {name: [line["metric"], line["standard_error"]] for name, line in lines.items()}
-            found[task] = ahead(lines) | {"rows": len(rows), "metric": figures}
-    return found
+def averages(tables: dict[str, Lines]) -> dict[str, Lines]:
+    """The means over a task's rows, so that one method serves all; of tasks 1 to 4 whose rows are measured and share a metric."""
+    return {
+        task: on_average([tables[row] for row in rows])
+        for task, rows in list(GROUPS.items())[:4]
+        if rows and len({ROWS[row].metric for row in rows}) == 1 and all(row in tables for row in rows)
+    }
 
 
 def tasks_ahead(tables: dict[str, Lines]) -> dict[str, Any]:
@@ -179,17 +177,21 @@ def tasks_ahead(tables: dict[str, Lines]) -> dict[str, Any]:
     verdicts = {row: ahead(lines) for row, lines in tables.items()}
     held = {row: v["tied_with_best"] and v["beyond_plain"] for row, v in verdicts.items()}
     tied = {row: v["tied_with_best"] for row, v in verdicts.items()}
-    averages = averages_ahead(tables)
+    means = {task: (lines, ahead(lines)) for task, lines in averages(tables).items()}
     first = {group: [row for row in rows if row in held] for group, rows in list(GROUPS.items())[:4]}
     return {
         "tasks_ahead": sum(bool(rows) and all(held[row] for row in rows) for rows in first.values()),
         "tasks_tied_with_best": sum(bool(rows) and all(tied[row] for row in rows) for rows in first.values()),
-        "tasks_ahead_on_average": sum(v["tied_with_best"] and v["beyond_plain"] for v in averages.values()),
+        "tasks_ahead_on_average": sum(v["tied_with_best"] and v["beyond_plain"] for _, v in means.values()),
         "tasks": len(first),
         "rows_ahead": sum(held.values()),
         "rows_tied_with_best": sum(tied.values()),
         "rows": len(held),
-        "averages": averages,
+        "averages": {
+            task: verdict
+            | {"metric": {name: [e["metric"], e["standard_error"]] for name, e in lines.items()}}
+            for task, (lines, verdict) in means.items()
+        },
         "verdicts": {row: verdict | {"unseen": unseen(tables[row])} for row, verdict in verdicts.items()},
     }
 
@@ -222,23 +224,22 @@ def printed(tables: dict[str, Lines]) -> str:
 
 
 def overview(tables: dict[str, Lines]) -> str:
-    """One Markdown table, a line a row: the plain methods, the best other one, the best of ours, its lead over the plain ones."""
+    """One Markdown table, a line each: the plain methods, the best other one, the best of ours, its lead over the plain ones."""
     parts = [
         "| row | identity | one step | best other method | best curvature method | lead, paired (pooled) |",
         "|---|---|---|---|---|---|",
     ]
-    for rows in GROUPS.values():
-        for row in (name for name in rows if name in tables):
-            lines, verdict = tables[row], ahead(tables[row])
-            known = [name for name, entry in lines.items() if entry["metric"] is not None]
-            others = [name for name in known if not METHODS[name].ours and name not in PLAIN]
-            best = max(others, key=lambda name: lines[name]["metric"], default=None)
-            leads = [
-                f"{gap:.1f} ({verdict['pooled'].get(name, math.nan):.1f})"
-                for name, gap in verdict["gaps"].items()
-            ]
-            cells = [cell(lines.get(name)) for name in PLAIN]
-            cells += [f"{name}: {cell(lines[name])}" if name else "" for name in (best, verdict["ours"])]
-            mark = "**" * (verdict["tied_with_best"] and verdict["beyond_plain"])
-            parts.append(f"| {mark}{row}{mark} | {' | '.join(cells)} | {', '.join(leads)} |")
+    for row, lines in tables.items():
+        verdict = ahead(lines)
+        known = [name for name, entry in lines.items() if entry["metric"] is not None]
+        others = [name for name in known if not METHODS[name].ours and name not in PLAIN]
+        best = max(others, key=lambda name: lines[name]["metric"], default=None)
+        leads = [
+            f"{gap:.1f} ({verdict['pooled'].get(name, math.nan):.1f})"
+            for name, gap in verdict["gaps"].items()
+        ]
+        cells = [cell(lines.get(name)) for name in PLAIN]
+        cells += [f"{name}: {cell(lines[name])}" if name else "" for name in (best, verdict["ours"])]
+        mark = "**" * (verdict["tied_with_best"] and verdict["beyond_plain"])
+        parts.append(f"| {mark}{row}{mark} | {' | '.join(cells)} | {', '.join(leads)} |")
     return "\n".join(parts)
