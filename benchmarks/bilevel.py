@@ -7,6 +7,7 @@ steps of a BERT.
 
     python -m benchmarks.bilevel [--quick] [--json PATH] [--figures DIR] [--rows NAME ...] [--summary]
     python -m benchmarks.bilevel --at "TREC head" KFAC 3 0.01
+    python -m benchmarks.bilevel --cleaning --json PATH --figures DIR
 """
 
 from __future__ import annotations
@@ -117,6 +118,23 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
     return {**counts, **trec_of(cleaning), **bert_of(bert)}, details
 
 
+def cleaned_again(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The results that are there, with splits of TREC as they are found now.
+
+    Raises:
+        ValueError: if there are no results, or no data.
+    """
+    if arguments.json is None or not arguments.json.exists() or not DATA.exists():
+        raise ValueError(
+            f"--cleaning: found the results {arguments.json} and TREC's questions {'' if DATA.exists() else 'not '}there, "
+            "expected both; name a file of results with --json"
+        )
+    found = json.loads(arguments.json.read_text())
+    cleaning = trec(arguments.cache)
+    found |= {"cleaning": bilevel_cleaning.summary(cleaning), "cleaning_splits": cleaning}
+    return found.pop("summary") | trec_of(cleaning), found
+
+
 def committed(row: str, methods: tuple[str, ...], seeds: tuple[int, ...]) -> list[Trial]:
     """Trials of methods at the settings of the committed results, the methods in turns on each seed."""
     lines = json.loads(RESULTS.read_text())["tables"][row]
@@ -174,6 +192,9 @@ def main() -> None:
     )
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--quick", action="store_true", help="a part of it, in under three minutes")
+    part.add_argument(
+        "--cleaning", action="store_true", help="TREC's splits alone, the rest as --json has it"
+    )
     parser.add_argument(
         "--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="; ".join(ROWS)
     )
@@ -189,17 +210,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=WORKERS, help="trials side by side")
     parser.add_argument("--summary", action="store_true", help="run no trials, summarise those there are")
     arguments = parser.parse_args()
-    if arguments.at is not None:
+    if arguments.at is not None or arguments.cleaning:
         try:
-            summary, details = at(*arguments.at)
+            summary, details = at(*arguments.at) if arguments.at else cleaned_again(arguments)
         except ValueError as error:
             parser.error(str(error))
-    elif arguments.quick:
-        summary, details = quick()
     else:
-        summary, details = full(arguments)
-        if arguments.figures is not None:
-            bilevel_figures.draw(details, arguments.figures)
+        summary, details = quick() if arguments.quick else full(arguments)
+    if arguments.figures is not None and "cleaning_splits" in details:
+        bilevel_figures.draw(details, arguments.figures)
     report(summary, details, arguments.json)
 
 

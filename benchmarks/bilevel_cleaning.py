@@ -44,7 +44,10 @@ __all__ = [
     "but_a_tenth",
     "gained",
     "gained_on_digits",
+    "over_the_best_rival",
+    "parts_of",
     "quickly",
+    "split_of",
     "summary",
 ]
 
@@ -53,7 +56,7 @@ TRUSTED, MOST, TENTHS = (50, 100, 400), 450, tuple(range(10))
 NOISES = ("pair:0.45", "symmetric:0.5", "feature:0.4")
 LOGISTIC = "logistic regression on trusted"
 RIVALS = (LOGISTIC, "trusted", "both", "all", "kept")
-"""What can be had without the recipe and without the truth."""
+"""What can be had without the recipe and without the truth, of those there are."""
 
 
 @dataclass(frozen=True)
@@ -121,15 +124,20 @@ def once(trusted: int, seed: int) -> dict[str, Any]:
     given = split_of(trusted, seed)
     found, seconds = given.clean()
     entry = against_logistic(given, found, seconds)
-    parts = Parts(
-        Encoding(()), torch.arange(len(given.x)), given.x, given.labels, given.truth, given.trusted_x,
-        given.trusted_y, given.held_x, given.held_y,
-    )  # fmt: skip
+    parts = parts_of(given)
     settings = given.settings
     others = compete(parts, settings.model, settings.hidden, CLASSES, seed, lambda part, text: None)
     entry["accuracy"] |= given.untried(found) | others.accuracy
     entry["auroc"] |= others.auroc
     return entry
+
+
+def parts_of(given: Given) -> Parts:
+    """The same as the rivals take it."""
+    return Parts(
+        Encoding(()), torch.arange(len(given.x)), given.x, given.labels, given.truth, given.trusted_x,
+        given.trusted_y, given.held_x, given.held_y,
+    )  # fmt: skip
 
 
 def against_logistic(given: Given, found: Cleaned, seconds: float) -> dict[str, Any]:
@@ -197,6 +205,13 @@ def gained_on_digits(seeds: tuple[int, ...], noises: tuple[str, ...] = NOISES) -
         return {noise: [future.result() for future in futures] for noise, futures in running.items()}
 
 
+def over_the_best_rival(accuracy: dict[str, float]) -> dict[str, Any]:
+    """Which rival within reach is best, and by how many points "cleaned" leads it."""
+    rivals = {key: value for key, value in accuracy.items() if key in RIVALS}
+    best = max(rivals, key=lambda key: rivals[key])
+    return {"best rival": best, "gain_points": round(100 * (accuracy["cleaned"] - rivals[best]), 2)}
+
+
 def summary(found: dict[str, Any]) -> dict[str, Any]:
     """Means over splits, and the lead over the best rival that is within reach."""
     lines: dict[str, Any] = {}
@@ -205,11 +220,8 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
             part: {key: round(statistics.mean(e[part][key] for e in entries), 4) for key in entries[0][part]}
             for part in ("accuracy", "on training questions", "auroc")
         }
-        rivals = {key: v for key, v in table["accuracy"].items() if key in RIVALS}
-        best = max(rivals, key=lambda key: rivals[key])
         lines[size] = table | {
-            "best rival": best,
-            "gain_points": round(100 * (table["accuracy"]["cleaned"] - rivals[best]), 2),
+            **over_the_best_rival(table["accuracy"]),
             "seconds": round(statistics.mean(e["seconds"] for e in entries), 1),
         }
     return lines

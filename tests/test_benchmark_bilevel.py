@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 
 import pytest
 import torch
 
+from benchmarks import bilevel, clean_layers, clean_texts
 from benchmarks import bilevel_mnist as mnist
 from benchmarks import bilevel_trec as trec
 from benchmarks.bilevel_cleaning import CHECKED, MOST, TENTHS, but_a_tenth
@@ -17,6 +20,10 @@ from benchmarks.bilevel_protocol import MORE_SEEDS, MOST_SEEDS, SEEDS, TUNING_SE
 from benchmarks.bilevel_summary import ahead, averages, line_of, on_average, unseen, within_one_error
 from benchmarks.bilevel_trials import GROUPS, ROWS, Trial, best, final, methods_of, settings, tuning, wanted
 from benchmarks.peak_memory import tensor_peak
+from tests.applications.encoders import make_encoder
+from weingarten.applications.clean.data import Parts
+from weingarten.applications.clean.encoder import Encoder
+from weingarten.applications.clean.encoding import Encoding
 
 ROW = "images MLP"
 
@@ -92,13 +99,14 @@ def test_every_seed_is_judged_by_images_of_its_own_and_no_tuning_seed_by_one_of_
 
 def test_questions_that_judge_tuning_judge_nothing_else(monkeypatch):
     number, classes = torch.arange(5000), torch.arange(5000) % 6
-    data = trec.Data(number, classes, classes, 10_000 + number[:500], classes[:500])
+    x = number[:, None] + torch.tensor([0.5] * 384 + [0.0] * 384)  # the row reads the second half
+    data = trec.Data(x, classes, classes, 10_000 + x[:500], classes[:500])
     monkeypatch.setattr(trec, "questions", lambda: data)
     final, tuned, other = (trec.Given.draw(seed) for seed in (0, *TUNING_SEEDS[:2]))
-    assert torch.equal(final.x, number)
-    assert sorted(torch.cat([final.trusted[0], final.judges[0]])) == sorted(data.checked_x)
+    assert torch.equal(final.x, number[:, None].float().expand(-1, 384))
+    assert sorted(torch.cat([final.trusted[0], final.judges[0]])[:, 0]) == sorted(data.checked_x[:, -1])
     assert len(final.judges[0]) == 400
-    assert sorted(torch.cat([tuned.x, tuned.judges[0]])) == sorted(number)
+    assert sorted(torch.cat([tuned.x, tuned.judges[0]])[:, 0]) == sorted(number)
     assert len(tuned.judges[0]) == 1000
     assert torch.equal(tuned.judges[0], other.judges[0])
     assert not torch.equal(tuned.trusted[0], other.trusted[0])
@@ -283,14 +291,52 @@ def test_gain_of_a_trained_encoder_is_over_the_best_rival_that_knows_not_the_tru
     }
     entries = [
         {
-            "layers": "all", "trusted": 100, "split": s, "device": device,
+            "layers": "all", "trusted": 100, "split": s, "device": device, "reads": reads,
             "accuracy": accuracy, "auroc": 0.9, "seconds": 60.0,
         }
         for s in (0, 1)
-        for device in ("cpu", "a GPU")
+        for device, reads in (("cpu", "last"), ("cpu", "two"), ("a GPU", "two"))
     ]  # fmt: skip
     found = encoder_summary(entries)
-    assert set(found) == {"all, 100 trusted, cpu", "all, 100 trusted, a GPU"}
-    line = found["all, 100 trusted, cpu"]
+    assert set(found) == {
+        f"all, 100 trusted, {kind}"
+        for kind in ("cpu, first reads last", "cpu, first reads two", "a GPU, first reads two")
+    }
+    line = found["all, 100 trusted, cpu, first reads two"]
     assert (line["best rival"], line["splits"]) == ("trusted", 2)
     assert line["gain_points"] == pytest.approx(5.0)
+
+
+def test_cleaning_again_needs_results_and_leaves_the_others_as_they_are(tmp_path, monkeypatch):
+    path = tmp_path / "bilevel.json"
+    arguments = argparse.Namespace(json=path, cache=tmp_path)
+    monkeypatch.setattr(bilevel, "DATA", tmp_path)
+    with pytest.raises(ValueError, match=r"--cleaning: found the results .*bilevel.json .*expected both"):
+        bilevel.cleaned_again(arguments)
+    part = {"cleaned": 0.8, "trusted": 0.7}
+    split = {"accuracy": part, "on training questions": part, "auroc": part, "seconds": 40.0}
+    monkeypatch.setattr(bilevel, "trec", lambda folder: {"100": [split, split]})
+    before = {"tasks_ahead": 0, "trec_gain_points": 1.0, "trec_seconds": 1.0}
+    path.write_text(json.dumps({"summary": before, "environment": {}, "trials": [1], "cleaning": None}))
+    summary, details = bilevel.cleaned_again(arguments)
+    assert summary == {"tasks_ahead": 0, "trec_gain_points": 10.0, "trec_seconds": 40.0}
+    assert details["trials"] == [1]
+    assert details["cleaning"]["100"]["best rival"] == "trusted"
+    assert details["cleaning_splits"] == {"100": [split, split]}
+
+
+def test_the_last_layer_is_the_second_half_of_a_vector():
+    x = torch.arange(12.0).reshape(2, 6)
+    parts = clean_texts.last_layer(Parts(Encoding(()), *[x] * 8))
+    assert parts.x.tolist() == parts.trusted_x.tolist() == parts.held_x.tolist() == [[3.0, 4, 5], [9, 10, 11]]
+    assert parts.given is x
+
+
+def test_states_of_all_layers_hold_those_that_the_command_reads(tmp_path):
+    pytest.importorskip("transformers")
+    encoder = Encoder.load(make_encoder(tmp_path / "tiny"))
+    words = ["who is the king of the city", "a", "where is the river"] * 30
+    states = clean_layers.states(encoder, words)
+    assert states.shape == (90, 3, 8)
+    found = torch.from_numpy(states[:, 1:].reshape(90, 16))
+    torch.testing.assert_close(found, torch.from_numpy(encoder.encode(words)), atol=1e-6, rtol=1e-5)

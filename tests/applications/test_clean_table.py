@@ -5,7 +5,7 @@ import torch
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from tests.applications.tables import flowers
-from weingarten.applications.clean.classifier import Classifier, load_model
+from weingarten.applications.clean.classifier import FORMAT, Classifier, load_model
 from weingarten.applications.clean.data import split, stratified
 from weingarten.applications.clean.encoding import Encoding
 from weingarten.applications.clean.errors import UserError
@@ -166,5 +166,5 @@ def test_strange_layer_is_refused_by_name():
 
 def test_model_of_another_format_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"format": 99}')
-    with pytest.raises(ValueError, match="format 99, expected 1"):
+    with pytest.raises(ValueError, match=f"format 99, expected {FORMAT}"):
         load_model(tmp_path)

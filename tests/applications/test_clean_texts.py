@@ -28,16 +28,27 @@ def quick():
         yield
 
 
-def test_vector_is_the_normalised_mean_over_the_tokens_of_the_text_alone(encoder):
+def block(model, number):
+    """What a block of the encoder gives, whatever the model says of its hidden states."""
+    kept = []
+    hook = model.encoder.layer[number].register_forward_hook(lambda module, args, output: kept.append(output))
+    return kept, hook
+
+
+def test_vector_is_made_of_the_normalised_means_of_two_layers_over_the_tokens_of_the_text_alone(encoder):
     found = Encoder.load(encoder)
     some = ["who is the king", "a", "where is the river in the city of the queen", "zebra"] * 20
     vectors = found.encode(some)
     for text, vector in zip(some[:4], vectors, strict=False):
         ids = found.tokenizer(text, truncation=True, max_length=12)["input_ids"]
+        kept, hook = block(found.model, 0)
         with torch.no_grad():
-            mean = found.model(torch.tensor([ids])).last_hidden_state[0].mean(0)
-        torch.testing.assert_close(torch.from_numpy(vector), mean / mean.norm(), atol=1e-6, rtol=1e-5)
-    assert vectors.shape == (80, 8)
+            last = found.model(torch.tensor([ids])).last_hidden_state[0].mean(0)
+        hook.remove()
+        middle = (kept[0] if isinstance(kept[0], torch.Tensor) else kept[0][0])[0].mean(0)
+        expected = torch.cat([middle / middle.norm(), last / last.norm()])
+        torch.testing.assert_close(torch.from_numpy(vector), expected, atol=1e-6, rtol=1e-5)
+    assert vectors.shape == (80, 16)
     assert found.lengths(some[:2]) == [6, 3]  # [CLS] and [SEP] count
     assert not found.model.training
     assert not any(p.requires_grad for p in found.model.parameters())
@@ -66,7 +77,7 @@ def test_run_on_texts_shows_them_and_needs_no_network(job, encoder, monkeypatch)
     )
     assert [part for part, _ in seen] == sorted(part for part, _ in seen)
     assert (0.3, "texts 60 of 60") in seen
-    assert summary["counts"]["features"] == 9  # the number beside the text is a feature, too
+    assert summary["counts"]["features"] == 17  # the number beside the text is a feature, too
     assert not (job.output / "vectors").exists()
     report = (job.output / "report.html").read_text()
     note = "1 of 60 texts of q.csv were truncated: they are longer than the 12 tokens"
@@ -80,7 +91,7 @@ def test_run_on_texts_shows_them_and_needs_no_network(job, encoder, monkeypatch)
 
 
 def test_dropped_columns_are_no_features(job, brief_report):
-    assert run(replace(job, request=replace(job.request, drop=("length",))))["counts"]["features"] == 8
+    assert run(replace(job, request=replace(job.request, drop=("length",))))["counts"]["features"] == 16
 
 
 def test_saved_model_predicts_with_its_encoder_and_refuses_others(job, brief_report, encoder, tmp_path):

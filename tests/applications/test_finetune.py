@@ -16,7 +16,13 @@ from weingarten.applications.clean import UserError, load_model, run
 from weingarten.applications.clean.data import split
 from weingarten.applications.clean.encoding import Encoding
 from weingarten.applications.clean.finetune import run as run_module
-from weingarten.applications.clean.finetune.network import TextNetwork, TextRows, encoder_of, texts_in
+from weingarten.applications.clean.finetune.network import (
+    TextNetwork,
+    TextRows,
+    by_last_layer,
+    encoder_of,
+    texts_in,
+)
 from weingarten.applications.clean.finetune.tuning import Tuning
 from weingarten.applications.clean.source import load
 from weingarten.applications.clean.texts import Texts
@@ -41,7 +47,20 @@ def job(job):
 def parts(job, tmp_path):
     source = load(job.request)
     source.prepare(tmp_path / "vectors", lambda part, text: None)
-    return split(source, 0, 0)
+    return by_last_layer(split(source, 0, 0))
+
+
+def test_an_encoder_that_is_trained_is_read_by_its_last_layer_alone(job, tmp_path):
+    source = load(job.request)
+    source.prepare(tmp_path / "vectors", lambda part, text: None)
+    both = split(source, 0, 0)
+    last = by_last_layer(both)
+    assert [c.width for c in both.encoding.columns] == [16, 1]
+    assert [c.width for c in last.encoding.columns] == [8, 1]
+    for name, frame in (("x", "train"), ("trusted_x", "trusted"), ("held_x", "held")):
+        assert torch.equal(getattr(last, name), getattr(both, name)[:, 8:])
+        again = last.encoding.apply(both.frames[frame])  # by reading the texts
+        torch.testing.assert_close(again, getattr(last, name), atol=1e-5, rtol=1e-4)
 
 
 def frozen(rows):
@@ -179,7 +198,7 @@ def test_run_compares_networks_of_one_size_and_keeps_the_frozen_one(whole, job):
     assert set(whole["accuracy"]) == {"cleaned", "frozen", "trusted", "all", "both", "kept", "true"}
     assert set(whole["seconds"]) >= {"cleaned", "trusted", "all", "both", "kept", "true", "total"}
     assert whole["cost"]["fine-tuning seconds"]["mean"] > 0
-    assert whole["counts"]["features"] == 9
+    assert whole["counts"]["features"] == 17
     assert whole["settings"]["layers"] == "all"
     report = (job.output / "report.html").read_text()
     assert "trained together with all layers of the encoder" in report

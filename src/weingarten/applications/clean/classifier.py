@@ -22,7 +22,8 @@ from weingarten.applications.clean.texts import Texts
 
 __all__ = ["Classifier", "load_model"]
 
-FORMAT = 1
+FORMAT = 2
+"""2 reads texts by two layers of their encoder."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def restore(folder: str | Path, readers: Mapping[str, Reader]) -> Classifier:
     folder = Path(folder)
     config = _config(folder)
     own = {
-        name: Texts(Encoder.load(folder / value["inside"], "load_model: folder"), inside=True)
+        name: Texts(Encoder.load(folder / value["inside"], "load_model: folder").last_layer(), inside=True)
         for name, value in _wanted(config).items()
         if "inside" in value
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,24 @@ READ = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*"
 
 @dataclass(frozen=True)
 class Encoder:
-    r"""Text to vector: the mean of the last hidden states over the text's tokens, scaled to length one.
+    r"""Text to vector: the means of a middle layer's and of the last layer's states over the text's tokens, each of length one.
 
-    .. math:: v = m / |m|, \quad m = \frac{1}{T} \sum_{t=1}^{T} h_t
+    .. math:: v = \Big( \frac{m_{\lfloor L/2 \rfloor}}{|m_{\lfloor L/2 \rfloor}|}, \frac{m_L}{|m_L|} \Big),
+        \quad m_l = \frac{1}{T} \sum_{t=1}^{T} h_{l,t}
 
-    Mean pooling is what sentence encoders are trained with (Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084). The
-    encoder is in evaluation mode and no parameter of it changes.
+    with :math:`h_0` the embeddings and :math:`h_l` what block l of L gives. Mean pooling is what sentence encoders are trained
+    with (Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084), so that their last layer knows best what a text is about.
+    How it is put is found further below (Tenney et al. 2019, https://arxiv.org/abs/1905.05950): a middle layer beside the last
+    one helps to tell questions by what they ask for and tweets by their author, and makes no difference beyond the error on
+    topics (benchmarks/README.md, "Other texts"). The encoder is in evaluation mode and no parameter of it changes.
+
+    Of an encoder that is trained the last layer alone is read (:meth:`last_layer`): it learns to say there what counts.
 
     Attributes:
         name: of the folder, without the path to it.
         digest: of the files that determine the vectors.
         limit: the most tokens per text, special ones included; the rest of a longer text is not read.
+        middle: whether the middle layer is read, too.
     """
 
     name: str
@@ -49,6 +56,7 @@ class Encoder:
     tokenizer: Any
     model: Any
     limit: int
+    middle: bool = True
 
     @staticmethod
     def load(folder: str | Path, option: str = "--encoder", device: str = "cpu") -> Encoder:
@@ -101,6 +109,10 @@ class Encoder:
             raise _unusable(folder, option, error) from error
         return encoder
 
+    def last_layer(self) -> Encoder:
+        """The same model, of which the last layer alone is read: vectors (N, D)."""
+        return replace(self, middle=False)
+
     def save(self, folder: Path) -> None:
         """Write model and tokenizer so that :meth:`load` reads them again."""
         import transformers
@@ -129,17 +141,24 @@ class Encoder:
         return place
 
     def vectors(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Vectors (N, D) of texts given by their tokens, in one batch; differentiable in the model's parameters; on the CPU."""
+        """Vectors (N, 2D) of texts given by their tokens, in one batch; differentiable in the model's parameters; on the CPU."""
         lengths = torch.tensor([len(row) for row in tokens])
         ids = pad_sequence(list(tokens), batch_first=True, padding_value=self.tokenizer.pad_token_id)
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(self.device)
-        hidden = self.model(input_ids=ids.to(self.device), attention_mask=mask).last_hidden_state
-        weight = mask[..., None].to(hidden)
-        return normalize((hidden * weight).sum(1) / weight.sum(1).clamp_min(1.0), dim=1).cpu()
+        output = self.model(
+            input_ids=ids.to(self.device), attention_mask=mask, output_hidden_states=self.middle
+        )
+        states = [output.last_hidden_state]
+        if self.middle:
+            blocks = len(output.hidden_states) - 1
+            states.insert(0, output.hidden_states[blocks // 2])
+        weight = mask[..., None].to(states[-1])
+        counts = weight.sum(1).clamp_min(1.0)
+        return torch.cat([normalize((h * weight).sum(1) / counts, dim=1) for h in states], 1).cpu()
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], progress: Callable[[int], None] = lambda done: None) -> np.ndarray:
-        """Vectors (N, D) of length one, float32. Texts of similar length in a row cost least.
+        """Vectors (N, 2D), float32. Texts of similar length in a row cost least.
 
         Args:
             texts: N of them.

@@ -171,7 +171,8 @@ def _recipe(settings: dict[str, Any]) -> list[str]:
     weighed = "The cleaned model is a fresh network, trained on the judged rows with these weights and on the trusted rows."
     tuned = (
         f"Then a fresh model of this kind was trained together with {TUNED.get(settings['layers'])} of the encoder in the same "
-        f"way: on the trusted rows first, then in {TUNED_ROUNDS} rounds, with the weights and the mistakes found before."
+        f"way: on the trusted rows first, then in {TUNED_ROUNDS} rounds, with the weights and the mistakes found before. "
+        "Of an encoder in training its last layer alone is read."
     )
     if not settings["correct_labels"]:
         return [weights, weighed]

@@ -32,7 +32,7 @@ class Texts(Reader):
 
     Args:
         encoder: of the texts.
-        inside: whether the encoder belongs to the model and is saved with it.
+        inside: whether the encoder was trained, belongs to the model and is saved with it.
     """
 
     one_unit = False  # an encoder's outputs may differ in size by orders of magnitude
@@ -46,7 +46,7 @@ class Texts(Reader):
         texts = column.tolist()
         new = [text for text in dict.fromkeys(texts) if text not in self._lengths]
         self._lengths.update(zip(new, self.encoder.lengths(new), strict=True))
-        how = "a text's vector is the mean over its tokens, scaled to length one"
+        how = "a text's vector is the mean over its tokens of a middle layer and of the last one, each scaled to length one"
         notes = [
             f"Column {column.name} holds texts. The encoder {self.encoder.name} turned them into numbers: {how}."
         ]

@@ -15,7 +15,7 @@ from weingarten.applications.clean.encoding import Encoding, Vector
 from weingarten.applications.clean.errors import UserError
 from weingarten.applications.clean.texts import Texts
 
-__all__ = ["TextNetwork", "TextRows", "encoder_of", "texts_in"]
+__all__ = ["TextNetwork", "TextRows", "by_last_layer", "encoder_of", "texts_in"]
 
 BATCH = 64
 """Rows in a pass without gradients."""
@@ -40,8 +40,7 @@ class TextRows:
     @staticmethod
     def of(parts: Parts) -> tuple[TextRows, Parts]:
         """The rows, and the parts with numbers of rows (N,) for features."""
-        column = texts_in(parts.encoding)
-        before = sum(c.width for c in itertools.takewhile(lambda c: c is not column, parts.encoding.columns))
+        column, before = texts_in(parts.encoding), _before_texts(parts.encoding)
         texts = [text for frame in parts.frames.values() for text in frame[column.name].tolist()]
         every = {"x": parts.x, "trusted_x": parts.trusted_x, "held_x": parts.held_x}
         numbers = torch.arange(len(texts)).split([len(x) for x in every.values()])
@@ -63,6 +62,32 @@ def encoder_of(column: Vector) -> Encoder:
     """The frozen one that reads the column."""
     assert isinstance(column.reader, Texts)
     return column.reader.encoder
+
+
+def by_last_layer(parts: Parts) -> Parts:
+    """The same parts, their texts read by the last layer of the encoder alone, as those of a trained encoder are."""
+    column, before = texts_in(parts.encoding), _before_texts(parts.encoding)
+    middle = column.width // 2
+    read = replace(
+        column,
+        mean=column.mean[middle:],
+        scale=column.scale[middle:],
+        reader=Texts(encoder_of(column).last_layer()),
+    )
+    kept = [i for i in range(parts.encoding.width) if not before <= i < before + middle]
+    return replace(
+        parts,
+        encoding=Encoding(tuple(read if c is column else c for c in parts.encoding.columns)),
+        x=parts.x[:, kept],
+        trusted_x=parts.trusted_x[:, kept],
+        held_x=parts.held_x[:, kept],
+    )
+
+
+def _before_texts(encoding: Encoding) -> int:
+    """How many features come before those of the texts."""
+    column = texts_in(encoding)
+    return sum(c.width for c in itertools.takewhile(lambda c: c is not column, encoding.columns))
 
 
 class TextNetwork(nn.Module):

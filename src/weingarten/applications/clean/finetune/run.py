@@ -16,7 +16,7 @@ from torch.nn import functional
 from weingarten.applications.clean.data import Parts
 from weingarten.applications.clean.encoding import Encoding
 from weingarten.applications.clean.final import Final
-from weingarten.applications.clean.finetune.network import TextNetwork, TextRows
+from weingarten.applications.clean.finetune.network import TextNetwork, TextRows, by_last_layer
 from weingarten.applications.clean.finetune.tuning import Tuning
 from weingarten.applications.clean.folder import read_tensors, write_json, write_tensors
 from weingarten.applications.clean.network import accuracy, build_network
@@ -81,6 +81,7 @@ def fine_tune(
         DivergenceError: if a gradient is not finite.
     """
     assert cleaned.transition is not None
+    parts = by_last_layer(parts)
     rows, numbered = TextRows.of(parts)
     finished = _Finished(folder, numbered.held_x, numbered.held_y)
     work = _Work(rows, parts, numbered, settings, classes, seed, finished, results.kept)
