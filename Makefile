@@ -42,7 +42,7 @@ format: $(VENV)/.ready ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench ## reproduce every table and figure of the benchmarks, with outside references; half an hour, three for the optimisers, and four and a half for the bilevel tasks
+bench: $(VENV)/.bench ## reproduce every table and figure of the benchmarks, with outside references; an hour, three for the optimisers, and four and a half for the bilevel tasks
 	$(BIN)/python -m benchmarks.hypergradient --json benchmarks/results/hypergradient.json $(ARGS)
 	$(BIN)/python -m benchmarks.secant --json benchmarks/results/secant.json --figures benchmarks/results $(ARGS)
 	$(BIN)/python -m benchmarks.orbit_cost --json benchmarks/results/orbit_cost.json $(ARGS)
