@@ -119,15 +119,19 @@ def full(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def cleaned_again(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The results that are there, with splits of TREC as they are found now.
+    """The results that are there, with the splits of TREC that the cache has; those it lacks are measured.
 
     Raises:
         ValueError: if there are no results, or no data.
     """
-    if arguments.json is None or not arguments.json.exists() or not DATA.exists():
+    if arguments.json is None or not arguments.json.exists():
         raise ValueError(
-            f"--cleaning: found the results {arguments.json} and TREC's questions {'' if DATA.exists() else 'not '}there, "
-            "expected both; name a file of results with --json"
+            f"--cleaning: found --json {arguments.json}, expected a file of results whose other parts stay; name one, or run "
+            "without --cleaning"
+        )
+    if not DATA.exists():
+        raise ValueError(
+            "--cleaning: found no questions of TREC, expected shared/data/trec beside the checkout; put it there"
         )
     found = json.loads(arguments.json.read_text())
     cleaning = trec(arguments.cache)

@@ -23,6 +23,7 @@ from sklearn.model_selection import KFold
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.bilevel_protocol import spread
 from benchmarks.bilevel_trec import CLASSES, checked, questions
 from benchmarks.trial_pool import pool
 from weingarten.applications.clean.data import Parts, split
@@ -221,6 +222,9 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
             for part in ("accuracy", "on training questions", "auroc")
         }
         lines[size] = table | {
+            "standard error of accuracy": {
+                key: round(spread([e["accuracy"][key] for e in entries])[1], 4) for key in table["accuracy"]
+            },
             **over_the_best_rival(table["accuracy"]),
             "seconds": round(statistics.mean(e["seconds"] for e in entries), 1),
         }

@@ -14,6 +14,7 @@ that ends when it has used the row's CPU-seconds, set-up not counted.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -140,3 +141,9 @@ class Clock:
         stride = max(1, math.ceil(len(self.curve) / 40))
         kept = [(round(t, 3), float(f"{loss:.5g}")) for t, loss in self.curve[::stride]]
         return Result(metric, kept, self.steps, self.products, extra)
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """Mean and standard error, which is NaN for a single value."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.mean(values), error

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.bilevel_methods import METHODS
-from benchmarks.bilevel_protocol import MORE_SEEDS
+from benchmarks.bilevel_protocol import MORE_SEEDS, spread
 from benchmarks.bilevel_trials import GROUPS, ROWS, Find, Record, final, methods_of, value
 
 __all__ = [
@@ -27,13 +27,6 @@ __all__ = [
 Lines = dict[str, dict[str, Any]]
 PLAIN = ("identity", "one step")
 """What a curvature method must be better than by more than two pooled standard errors."""
-
-
-def spread(values: list[float]) -> tuple[float, float]:
-    """Mean and standard error."""
-    return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(
-        values
-    ) > 1 else math.nan
 
 
 def line(row: str, method: str, find: Find) -> dict[str, Any] | None:

@@ -26,7 +26,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.bilevel_cleaning import over_the_best_rival, parts_of, split_of
+from benchmarks.bilevel_protocol import spread
 from benchmarks.bilevel_trec import encoder_folder, questions
+from benchmarks.bilevel_trials import plain
 from benchmarks.environment import report
 from benchmarks.trial_pool import pool
 from weingarten.applications.clean.data import Parts, split
@@ -132,8 +134,25 @@ def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
             part: {key: round(statistics.mean(e[part][key] for e in same), 4) for key in same[0][part]}
             for part in ("accuracy", "auroc")
         }
-        lines[f"{name}, {layers}"] = {"splits": len(same)} | mean | over_the_best_rival(mean["accuracy"])
+        line = {"splits": len(same)} | mean | over_the_best_rival(mean["accuracy"])
+        leads = [e["accuracy"]["cleaned"] - e["accuracy"][line["best rival"]] for e in same]
+        lines[f"{name}, {layers}"] = line | {"gain_error": points(leads)[1]}
     return lines
+
+
+def middle(entries: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """What the middle layer gains the cleaned model, in points with its standard error, paired by split."""
+    cleaned = {(e["texts"], e["split"], e["layers"]): e["accuracy"]["cleaned"] for e in entries}
+    splits = sorted({e["split"] for e in entries})
+    return {
+        name: points([cleaned[name, s, LAYERS[0]] - cleaned[name, s, LAYERS[1]] for s in splits])
+        for name in sorted({e["texts"] for e in entries})
+    }
+
+
+def points(differences: list[float]) -> list[float]:
+    """Mean and standard error, in points."""
+    return [round(100 * value, 2) for value in spread(differences)]
 
 
 def main() -> None:
@@ -152,7 +171,9 @@ def main() -> None:
             for name in TRUSTED for split in arguments.splits for layers in LAYERS
         ]  # fmt: skip
         entries = [future.result() for future in running]
-    report(summary(entries), {"runs": entries}, arguments.json)
+    gains = plain(middle(entries))
+    print("gain by the middle layer, points:", gains)
+    report(plain(summary(entries)), {"gain by the middle layer": gains, "runs": entries}, arguments.json)
 
 
 if __name__ == "__main__":

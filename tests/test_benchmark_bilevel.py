@@ -311,18 +311,36 @@ def test_cleaning_again_needs_results_and_leaves_the_others_as_they_are(tmp_path
     path = tmp_path / "bilevel.json"
     arguments = argparse.Namespace(json=path, cache=tmp_path)
     monkeypatch.setattr(bilevel, "DATA", tmp_path)
-    with pytest.raises(ValueError, match=r"--cleaning: found the results .*bilevel.json .*expected both"):
+    with pytest.raises(
+        ValueError, match=r"--cleaning: found --json .*bilevel.json, expected a file of results"
+    ):
         bilevel.cleaned_again(arguments)
     part = {"cleaned": 0.8, "trusted": 0.7}
     split = {"accuracy": part, "on training questions": part, "auroc": part, "seconds": 40.0}
     monkeypatch.setattr(bilevel, "trec", lambda folder: {"100": [split, split]})
     before = {"tasks_ahead": 0, "trec_gain_points": 1.0, "trec_seconds": 1.0}
     path.write_text(json.dumps({"summary": before, "environment": {}, "trials": [1], "cleaning": None}))
+    with monkeypatch.context() as patch:
+        patch.setattr(bilevel, "DATA", tmp_path / "nowhere")
+        with pytest.raises(ValueError, match="found no questions of TREC, expected shared/data/trec"):
+            bilevel.cleaned_again(arguments)
     summary, details = bilevel.cleaned_again(arguments)
     assert summary == {"tasks_ahead": 0, "trec_gain_points": 10.0, "trec_seconds": 40.0}
     assert details["trials"] == [1]
     assert details["cleaning"]["100"]["best rival"] == "trusted"
     assert details["cleaning_splits"] == {"100": [split, split]}
+
+
+def test_gains_are_paired_by_split():
+    def entry(split, layers, cleaned):
+        accuracy = {"cleaned": cleaned, "trusted": 0.5 + split / 10}
+        return {"texts": "t", "split": split, "layers": layers, "accuracy": accuracy, "auroc": {}}
+
+    entries = [entry(0, "last", 0.6), entry(1, "last", 0.8)]
+    entries += [entry(1, "middle and last", 0.84), entry(0, "middle and last", 0.62)]
+    assert clean_texts.middle(entries) == {"t": [3.0, 1.0]}  # gains of 2 and 4
+    line = clean_texts.summary(entries)["t, middle and last"]
+    assert (line["best rival"], line["gain_points"], line["gain_error"]) == ("trusted", 18.0, 6.0)
 
 
 def test_the_last_layer_is_the_second_half_of_a_vector():
