@@ -39,7 +39,7 @@ class Encoder:
     with :math:`h_0` the embeddings and :math:`h_l` what block l of L gives. Mean pooling is what sentence encoders are trained
     with (Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084), so that their last layer knows best what a text is about.
     How it is put is found further below (Tenney et al. 2019, https://arxiv.org/abs/1905.05950): a middle layer beside the last
-    one helps to tell questions by what they ask for and tweets by their author, and makes no difference beyond the error on
+    one lets a cleaned model tell questions by what they ask for and tweets by their author, and makes no difference to one for
     topics (benchmarks/README.md, "Other texts"). The encoder is in evaluation mode and no parameter of it changes.
 
     Of an encoder that is trained the last layer alone is read (:meth:`last_layer`): it learns to say there what counts.
@@ -141,7 +141,10 @@ class Encoder:
         return place
 
     def vectors(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Vectors (N, 2D) of texts given by their tokens, in one batch; differentiable in the model's parameters; on the CPU."""
+        """Vectors of texts given by their tokens, in one batch; differentiable in the model's parameters; on the CPU.
+
+        Shape (N, 2D), or (N, D) of the last layer alone.
+        """
         lengths = torch.tensor([len(row) for row in tokens])
         ids = pad_sequence(list(tokens), batch_first=True, padding_value=self.tokenizer.pad_token_id)
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(self.device)
@@ -158,7 +161,7 @@ class Encoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], progress: Callable[[int], None] = lambda done: None) -> np.ndarray:
-        """Vectors (N, 2D), float32. Texts of similar length in a row cost least.
+        """Vectors as of :meth:`vectors`, float32. Texts of similar length in a row cost least.
 
         Args:
             texts: N of them.
